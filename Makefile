@@ -1,0 +1,43 @@
+# Every target sets up what it needs: a virtual environment in .venv, dependencies, native kernels.
+# Needs Python >= 3.10 with venv, make and a C++17 compiler.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt $(wildcard sparseinfer/kernels/native/*)
+
+.PHONY: demo test check accept format sanitize clean
+.DELETE_ON_ERROR:
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed  ## convert, generate, evaluate the embedded model; writes demo-report/
+	$(BIN)/sparseinfer demo
+
+test: $(VENV)/.installed  ## all tests, with the real model
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed  ## what CI checks besides tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+accept: $(VENV)/.installed  ## every promised figure at full size; writes docs/results/
+	$(BIN)/python benchmarks/accept.py
+
+sanitize: $(VENV)/.installed  ## kernel tests under address and undefined-behaviour sanitizers
+	bash tests/kernels/sanitize.sh
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist demo-report smollm2-135m-chess

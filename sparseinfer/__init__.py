@@ -1,0 +1,69 @@
+"""sparseinfer: LLM inference that does not read the weights of neurons that do not fire.
+
+`load` runs a model on token ids, `load_tokenizer` turns text to ids and back, `evaluate` measures,
+`sparseinfer.convert.convert` makes a sparse checkpoint. Names are imported on first use: importing
+this package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparseinfer.checkpoint import Checkpoint
+    from sparseinfer.engine import Generation, Model, Sampling, load
+    from sparseinfer.errors import SparseInferError
+    from sparseinfer.eval import evaluate
+    from sparseinfer.sources import load_text, resolve_model
+    from sparseinfer.sparsity import Sparsities, SparsityCounts, sparsities
+    from sparseinfer.tokenizer import load_tokenizer
+
+try:
+    __version__ = version("sparseinfer")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "Generation": "engine",
+    "Model": "engine",
+    "Sampling": "engine",
+    "Sparsities": "sparsity",
+    "SparseInferError": "errors",
+    "SparsityCounts": "sparsity",
+    "evaluate": "eval",
+    "load": "engine",
+    "load_text": "sources",
+    "load_tokenizer": "tokenizer",
+    "resolve_model": "sources",
+    "sparsities": "sparsity",
+}
+
+__all__ = [
+    "Checkpoint",
+    "Generation",
+    "Model",
+    "Sampling",
+    "SparseInferError",
+    "Sparsities",
+    "SparsityCounts",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_text",
+    "load_tokenizer",
+    "resolve_model",
+    "sparsities",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sparseinfer' has no attribute {name!r}")
+    return getattr(import_module(f"sparseinfer.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

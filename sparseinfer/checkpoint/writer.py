@@ -1,0 +1,148 @@
+"""Writes converted checkpoints: every shard validated first, then written, then renamed into place.
+
+Weights that stay as they are are copied file by file; a change of type rewrites them in shards of
+at most 1 GiB. Either way memory stays near one shard.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparseinfer import arch
+from sparseinfer.atomic import atomic_folder
+from sparseinfer.checkpoint import layout, shards
+from sparseinfer.checkpoint.hashing import FfnHash
+from sparseinfer.checkpoint.reader import Checkpoint
+from sparseinfer.config import BYTES_PER_WEIGHT, DTypeName, SparsityRecord
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_SHARD_BYTES = 1 << 30
+
+
+def validate_weights(checkpoint: Checkpoint, progress: layout.Progress = layout.no_progress) -> str:
+    """Reads every tensor once, refuses NaN and Inf, and returns the FFN hash.
+
+    Raises:
+        CheckpointError: NaN or Inf.
+    """
+    digest = FfnHash()
+    total = len(checkpoint.tensors)
+    for done, (name, tensor) in enumerate(checkpoint.read(), start=1):
+        if arch.is_ffn_tensor(name):
+            digest.add(name, tensor)
+        progress("checking weights", done, total)
+    return digest.hexdigest()
+
+
+def write_converted(
+    parent: Checkpoint,
+    out: Path,
+    *,
+    hidden_act: str,
+    record: SparsityRecord,
+    thresholds: list[torch.Tensor] | None,
+    card: str,
+    dtype: DTypeName,
+    force: bool = False,
+    progress: layout.Progress = layout.no_progress,
+) -> None:
+    """Writes `parent` with another activation and (or) thresholds to `out`, atomically.
+
+    Args:
+        parent: a checkpoint whose weights passed `validate_weights` (record.parent.ffn_sha256).
+        hidden_act: what the config will say, see `arch.with_activation`.
+        thresholds: one fp32 [I] per layer, or None for methods without.
+        card: text of README.md.
+        dtype: type of the written weights.
+
+    Raises:
+        OutputError: `out` exists (without `force`), is not writable, or the disk is full.
+    """
+    with atomic_folder(out, force=force) as folder:
+        _carry_over(parent.path, folder)
+        if dtype == parent.dtype and not parent.dropped:
+            ffn_sha256 = record.parent.ffn_sha256
+            weight_map = _copy_shards(parent, folder, progress)
+        else:
+            ffn_sha256, weight_map = _rewrite_shards(parent, folder, dtype, progress)
+        _write_json(folder / layout.INDEX, _index(folder, weight_map))
+        if thresholds is not None:
+            named = {layout.threshold_name(i): t.contiguous() for i, t in enumerate(thresholds)}
+            metadata = {"format": "pt", layout.HASH_KEY: ffn_sha256}
+            shards.save_shard(named, folder / layout.SPARSITY, metadata)
+        (folder / "README.md").write_text(card, "utf-8")
+        raw = arch.with_activation(parent.raw, hidden_act, str(parent.path))
+        raw["dtype"] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
+        raw.pop("torch_dtype", None)
+        raw[layout.RECORD_KEY] = record.model_dump(mode="json")
+        _write_json(folder / layout.CONFIG, raw)
+
+
+def _carry_over(source: Path, folder: Path) -> None:
+    for pattern in layout.CARRIED_OVER:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
+
+
+def _copy_shards(parent: Checkpoint, folder: Path, progress: layout.Progress) -> dict[str, str]:
+    files = parent.shard_files
+    names = {file: layout.shard_name(n, len(files)) for n, file in enumerate(files, start=1)}
+    for done, file in enumerate(files, start=1):
+        shutil.copyfile(file, folder / names[file])
+        progress("writing weights", done, len(files))
+    return {name: names[info.file] for name, info in parent.tensors.items()}
+
+
+def _rewrite_shards(
+    parent: Checkpoint, folder: Path, dtype: DTypeName, progress: layout.Progress
+) -> tuple[str, dict[str, str]]:
+    import torch
+
+    target = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    groups = list(_plan(parent, BYTES_PER_WEIGHT[dtype]))
+    digest = FfnHash()
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(groups, start=1):
+        file = layout.shard_name(number, len(groups))
+        held = {}
+        for name, tensor in parent.read(names):
+            held[name] = tensor.to(target, copy=True)
+            if arch.is_ffn_tensor(name):
+                digest.add(name, held[name])
+            weight_map[name] = file
+        shards.save_shard(held, folder / file, {"format": "pt"})
+        progress("writing weights", number, len(groups))
+    return digest.hexdigest(), weight_map
+
+
+def _plan(parent: Checkpoint, bytes_per_weight: int) -> Iterator[list[str]]:
+    """Groups tensors, in the order of the parent's shards, into at most `MAX_SHARD_BYTES`."""
+    group: list[str] = []
+    size = 0
+    for name in sorted(parent.tensors, key=lambda name: (parent.tensors[name].file, name)):
+        tensor_bytes = parent.tensors[name].elements * bytes_per_weight
+        if group and size + tensor_bytes > MAX_SHARD_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += tensor_bytes
+    yield group
+
+
+def _index(folder: Path, weight_map: dict[str, str]) -> dict[str, Any]:
+    files = sorted(set(weight_map.values()))
+    total = sum((folder / file).stat().st_size for file in files)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,90 @@
+"""`sparseinfer convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparseinfer.cli.console import (
+    JSON_HELP,
+    MODEL_HELP,
+    percent,
+    print_json,
+    print_table,
+    progress,
+)
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    act: Annotated[str, typer.Option(help="relu, relu2, drelu, fatrelu, cats or chess.")],
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Fraction of neurons to skip, in [0, 1). cats and chess need it."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="fatrelu: a constant threshold (default 0.01).")
+    ] = None,
+    chess_score: Annotated[str, typer.Option(help="chess: l1 or l2.")] = "l1",
+    text: Annotated[
+        str, typer.Option(help="Calibration text: coqa, lambada, pydoc, a file, or hf:<id>.")
+    ] = "coqa",
+    calib_tokens: Annotated[int, typer.Option(help="Tokens to calibrate on.")] = 8192,
+    seed: Annotated[int, typer.Option(help="Which tokens are sampled.")] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="auto (as the checkpoint; bf16 for GGUF), fp32 or bf16.")
+    ] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder; default ./<model>-<act>.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Convert a dense model to a sparse checkpoint.
+
+    Examples:
+
+        sparseinfer convert smollm2-135m --act chess --sparsity 0.5
+
+        sparseinfer convert llama-7b --act relu2
+    """
+    from sparseinfer.convert import convert as run
+
+    with progress() as report:
+        done = run(
+            model,
+            act,
+            out=output,
+            sparsity=sparsity,
+            threshold=threshold,
+            chess_score=chess_score,
+            text=text,
+            calibration_tokens=calib_tokens,
+            seed=seed,
+            dtype=dtype,
+            force=force,
+            progress=report,
+        )
+    if as_json:
+        expected = vars(done.expected) if done.expected else None
+        print_json(
+            {
+                "output": str(done.out),
+                "dtype": done.dtype,
+                "record": done.record.model_dump(mode="json"),
+                "calibrated_sparsities": expected,
+                "notes": list(done.notes),
+            }
+        )
+        return
+    rows = [("written to", str(done.out)), ("method", act), ("weights", done.dtype)]
+    if done.expected:
+        rows += [
+            ("neuron sparsity", f"{percent(done.expected.neuron)} on the calibration text"),
+            ("FFN byte sparsity", percent(done.expected.ffn_bytes)),
+            ("model byte sparsity", percent(done.expected.model_bytes)),
+        ]
+    rows += [("note", note) for note in done.notes]
+    print_table(f"Converted {model}", rows)

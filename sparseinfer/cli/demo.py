@@ -1,0 +1,183 @@
+"""`sparseinfer demo`: the main job on the embedded model, from download to report."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparseinfer.cli.console import JSON_HELP, percent, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from sparseinfer.checkpoint import Checkpoint
+    from sparseinfer.engine import Model
+    from sparseinfer.eval import Evaluation
+    from sparseinfer.tokenizer import Tokenizer
+
+MODEL, METHOD, SPARSITY = "smollm2-135m", "chess", 0.5
+PROMPT = "Explain in three sentences why the sky is blue."
+ANSWER_TOKENS = 96
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Race:
+    """Greedy answers of both models, and decode speeds measured in turns."""
+
+    dense_text: str
+    sparse_text: str
+    dense_speeds: list[float]
+    sparse_speeds: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Sparse over dense, pair by pair."""
+        return [s / d for s, d in zip(self.sparse_speeds, self.dense_speeds, strict=True)]
+
+
+def demo(
+    report: Annotated[Path, typer.Option(help="Folder for demo.json and demo.md.")] = Path(
+        "demo-report"
+    ),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where the sparse checkpoint goes.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: physical cores.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Convert the embedded 135M model with CHESS at 0.5, and compare it with its dense parent."""
+    from sparseinfer.checkpoint import Checkpoint
+    from sparseinfer.engine.model import Model
+    from sparseinfer.eval import evaluate
+    from sparseinfer.eval.report import evaluation_json, write_report
+    from sparseinfer.sources import resolve_model
+    from sparseinfer.tokenizer import load_tokenizer
+
+    sparse_path = output or Path(f"{MODEL}-{METHOD}")
+    with progress() as show:
+        converted = _convert_once(sparse_path, show)
+        dense = Model(Checkpoint.open(resolve_model(MODEL).path), threads=threads)
+        sparse = Model(converted, threads=threads)
+        race = _race(dense, sparse, load_tokenizer(converted.path), show)
+        del dense, sparse
+        evaluation = evaluate(str(sparse_path), threads=threads, progress=show)
+    content = {
+        "prompt": PROMPT,
+        "dense_text": race.dense_text,
+        "sparse_text": race.sparse_text,
+        "dense_tokens_per_second": race.dense_speeds,
+        "sparse_tokens_per_second": race.sparse_speeds,
+        "speed_ratios": race.ratios,
+        "evaluation": evaluation_json(evaluation),
+    }
+    write_report(report, "demo", content, _markdown(content, evaluation))
+    if as_json:
+        print_json(content)
+    else:
+        print_table("sparseinfer demo", _rows(race, evaluation, report))
+
+
+def _convert_once(out: Path, show: Any) -> Checkpoint:
+    """The converted checkpoint, from an earlier run where it is still what this run would make."""
+    from sparseinfer.checkpoint import Checkpoint
+    from sparseinfer.convert import convert
+    from sparseinfer.errors import OutputError
+
+    if out.exists():
+        found = Checkpoint.open(out)
+        record = found.record
+        if record and (record.method, record.target_neuron_sparsity) == (METHOD, SPARSITY):
+            return found
+        raise OutputError(f"{out} is not the demo's checkpoint; choose another output (-o)")
+    convert(MODEL, METHOD, sparsity=SPARSITY, out=out, progress=show)
+    return Checkpoint.open(out)
+
+
+def _race(dense: Model, sparse: Model, tokenizer: Tokenizer, show: Any) -> Race:
+    """Both models answer the same prompt in turns: only ratios within one run mean anything."""
+    ids = tokenizer.encode_chat([{"role": "user", "content": PROMPT}])
+    speeds: tuple[list[float], list[float]] = ([], [])
+    texts = ["", ""]
+    for turn in range(1, ROUNDS + 1):
+        for side, model in enumerate((dense, sparse)):
+            # No stop ids: every turn decodes the same number of tokens.
+            generation = model.generate(ids, max_tokens=ANSWER_TOKENS, stop_ids=())
+            tokens = list(generation)
+            assert generation.decode_tokens_per_second is not None
+            speeds[side].append(generation.decode_tokens_per_second)
+            stop = next(
+                (i for i, t in enumerate(tokens) if t in model.config.eos_token_ids), len(tokens)
+            )
+            texts[side] = tokenizer.decode(tokens[:stop])
+        show("generating, dense and sparse in turns", turn, ROUNDS)
+    return Race(texts[0], texts[1], *speeds)
+
+
+def _spread(values: list[float], unit: str = "") -> str:
+    return (
+        f"{statistics.median(values):.2f}{unit} "
+        f"(min {min(values):.2f}, max {max(values):.2f}, n {len(values)})"
+    )
+
+
+def _rows(race: Race, evaluation: Evaluation, report: Path) -> list[tuple[str, str]]:
+    against, found = evaluation.comparison, evaluation.sparsities
+    rows = [
+        ("prompt", PROMPT),
+        ("dense answer", race.dense_text),
+        ("sparse answer", race.sparse_text),
+        ("dense tokens/s", _spread(race.dense_speeds)),
+        ("sparse tokens/s", _spread(race.sparse_speeds)),
+        ("sparse / dense", _spread(race.ratios, "x")),
+    ]
+    if against:
+        rows += [
+            ("dense perplexity", f"{against.perplexity:.2f}"),
+            (
+                "sparse perplexity",
+                f"{evaluation.perplexity:.2f} ({against.perplexity_ratio:.3f}x, "
+                f"{evaluation.recipe.tokens_scored} tokens of {evaluation.recipe.text})",
+            ),
+        ]
+    return [
+        *rows,
+        ("neuron sparsity", percent(found.neuron)),
+        ("FFN byte sparsity", percent(found.ffn_bytes)),
+        ("model byte sparsity", percent(found.model_bytes)),
+        ("report", f"{report / 'demo.md'}, {report / 'demo.json'}"),
+    ]
+
+
+def _markdown(content: dict[str, Any], evaluation: Evaluation) -> str:
+    from sparseinfer.eval.report import evaluation_markdown
+
+    return "\n".join(
+        [
+            "# sparseinfer demo",
+            "",
+            f"`{MODEL}`, converted with {METHOD} at neuron sparsity {SPARSITY}, beside its dense "
+            "parent.",
+            "",
+            f"Prompt: {PROMPT}",
+            "",
+            "| | dense | sparse |",
+            "|---|---|---|",
+            f"| tokens/s, median (min, max) | {_spread(content['dense_tokens_per_second'])} "
+            f"| {_spread(content['sparse_tokens_per_second'])} |",
+            "",
+            f"Sparse over dense, pair by pair: {_spread(content['speed_ratios'], 'x')}",
+            "",
+            "## Dense answer",
+            "",
+            content["dense_text"],
+            "",
+            "## Sparse answer",
+            "",
+            content["sparse_text"],
+            "",
+            evaluation_markdown(evaluation).replace("# Evaluation", "## Evaluation", 1),
+        ]
+    )

@@ -1,0 +1,113 @@
+"""`sparseinfer generate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sparseinfer.cli.console import JSON_HELP, MODEL_HELP, percent, print_json
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    prompt: Annotated[str, typer.Argument(help="The prompt, or - to read it from stdin.")],
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to produce.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep this much probability mass.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below min_p times the best.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="For repeatable sampling.")] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="Wrap the prompt in the chat template; default where the model has one.",
+        ),
+    ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Speed and realised sparsity, on stderr.")
+    ] = False,
+    weights: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Default: physical cores.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Generate text, printed as it comes.
+
+    Examples:
+
+        sparseinfer generate smollm2-135m "The capital of France is" --stats
+
+        sparseinfer generate ./smollm2-135m-chess - < prompt.txt
+    """
+    from sparseinfer.engine import Sampling, load
+    from sparseinfer.errors import PromptError
+    from sparseinfer.sparsity import sparsities
+    from sparseinfer.tokenizer import load_tokenizer
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+    text = _read_prompt(prompt)
+    loaded = load(model, weights=weights, threads=threads)
+    tokenizer = load_tokenizer(loaded.checkpoint.path)
+    if chat or (chat is None and tokenizer.has_chat_template):
+        ids = tokenizer.encode_chat([{"role": "user", "content": text}])
+    else:
+        ids = tokenizer.encode(text)
+    if not ids:
+        raise PromptError("the prompt is empty")
+    generation = loaded.generate(ids, max_tokens=max_tokens, sampling=sampling)
+    stream = tokenizer.stream(ids)
+    pieces, tokens = [], []
+    for token in generation:
+        piece = stream.push(token)
+        tokens.append(token)
+        pieces.append(piece)
+        if not as_json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    if not as_json:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    measured = sparsities(loaded.config, loaded.bytes_per_weight, generation.sparsity)
+    if as_json:
+        print_json(
+            {
+                "text": "".join(pieces),
+                "token_ids": tokens,
+                "finish_reason": generation.finish_reason,
+                "prompt_tokens": generation.prompt_tokens,
+                "completion_tokens": generation.completion_tokens,
+                "prefill_tokens_per_second": generation.prefill_tokens_per_second,
+                "decode_tokens_per_second": generation.decode_tokens_per_second,
+                "decode_sparsities": vars(measured) if generation.sparsity.tokens else None,
+                "weights": loaded.weight_type,
+                "threads": loaded.threads,
+            }
+        )
+    elif stats:
+        speed = generation.decode_tokens_per_second
+        print(
+            f"prompt {generation.prompt_tokens} tokens at "
+            f"{generation.prefill_tokens_per_second or 0:.1f} tokens/s; answer "
+            f"{generation.completion_tokens} tokens"
+            + (f" at {speed:.1f} tokens/s" if speed else ""),
+            file=sys.stderr,
+        )
+        if generation.sparsity.tokens:
+            print(
+                f"realised sparsity while decoding: neuron {percent(measured.neuron)}, FFN bytes "
+                f"{percent(measured.ffn_bytes)}, model bytes {percent(measured.model_bytes)}",
+                file=sys.stderr,
+            )
+
+
+def _read_prompt(prompt: str) -> str:
+    from sparseinfer.errors import PromptError
+
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise PromptError(f"stdin is not UTF-8 text (byte {error.start})") from error

@@ -1,0 +1,91 @@
+"""Frozen settings, validated when they are made.
+
+`ModelConfig` is the shape of a Llama-family model, `SparsityRecord` the `sparseinfer` block of a
+converted checkpoint's `config.json`. Knows no file names and no Hugging Face names: `arch` translates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION = 1
+
+Phi = Literal["silu", "relu", "relu2"]
+Psi = Literal["id", "relu"]
+DTypeName = Literal["fp32", "bf16", "fp16"]
+
+BYTES_PER_WEIGHT: dict[DTypeName, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder-only model with gated FFNs (sizes in elements, positions in tokens)."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    context_length: int
+    sliding_window: int | None
+    attention_bias: bool
+    mlp_bias: bool
+    tied_embeddings: bool
+    phi: Phi
+    psi: Psi
+    eos_token_ids: frozenset[int]
+
+    @property
+    def ffn_weights_per_layer(self) -> int:
+        """Weights in gate, up and down of one layer (biases not counted)."""
+        return 3 * self.hidden_size * self.intermediate_size
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CalibrationRecord(_Record):
+    """Where thresholds come from, so that anyone can repeat them."""
+
+    text: str
+    text_sha256: str
+    tokens: int = Field(gt=0)
+    context: int = Field(gt=0)
+    seed: int
+    score: str
+    layer_sparsity: tuple[float, ...]
+    """Neuron sparsity of each layer on the calibration tokens, in [0, 1]."""
+
+
+class ParentRecord(_Record):
+    """The dense checkpoint that a conversion started from."""
+
+    reference: str
+    """What was given as MODEL: alias, hub id, or absolute path."""
+    requested_dtype: str = "auto"
+    """With which `--dtype`; a GGUF file is read as that type."""
+    ffn_sha256: str
+
+
+class SparsityRecord(_Record):
+    """The `sparseinfer` block of `config.json`: which rule makes neurons inactive, and its origin."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    method: str
+    phi: Phi
+    psi: Psi = "id"
+    rule: Literal["gate"] = "gate"
+    has_thresholds: bool
+    target_neuron_sparsity: float | None = Field(default=None, ge=0, lt=1)
+    threshold: float | None = Field(default=None, ge=0)
+    """The one threshold of all layers, where the method uses a constant (fatrelu)."""
+    calibration: CalibrationRecord | None = None
+    parent: ParentRecord

@@ -1,0 +1,74 @@
+"""README.md of a converted checkpoint: what it is, how it was made, how to load it."""
+
+from __future__ import annotations
+
+from sparseinfer import __version__
+from sparseinfer.config import SparsityRecord
+from sparseinfer.convert.method import Method
+
+
+def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -> str:
+    """Markdown text of the card.
+
+    Args:
+        name: name of the converted folder.
+        parent: how the dense parent is called (not a path: cards are published).
+    """
+    lines = [
+        f"# {name}",
+        "",
+        f"`{parent}`, converted by sparseinfer {__version__} with **{method.name}** "
+        f"({method.source}).",
+        "",
+        "## What it computes",
+        "",
+        "Each FFN is `a = phi(x W_gate)`, `h = a * psi(x W_up)` where `|a| >= t` and `a != 0`, else "
+        f"0, `y = h W_down`; here phi = {record.phi}, psi = {record.psi}, and t is "
+        + _threshold_text(record)
+        + ". Weights are those of the parent.",
+        "",
+    ]
+    if record.calibration is not None:
+        measured = record.calibration
+        mean = sum(measured.layer_sparsity) / len(measured.layer_sparsity)
+        lines += [
+            "## How it was calibrated",
+            "",
+            f"- target: {record.target_neuron_sparsity:.3g} of the neurons of every layer skipped "
+            "(neuron sparsity, not bytes)",
+            f"- reached on the calibration tokens: {mean:.4f}",
+            f"- text: `{measured.text}` (SHA-256 {measured.text_sha256}), {measured.tokens} tokens "
+            f"in windows of {measured.context}, seed {measured.seed}",
+            f"- score: {measured.score}",
+            "",
+        ]
+    if method.needs_finetuning:
+        lines += [
+            "## Quality",
+            "",
+            "A checkpoint that was trained with another activation loses most of its quality by "
+            "this swap and needs fine-tuning before use.",
+            "",
+        ]
+    lines += [
+        "## How to load it",
+        "",
+        "With sparseinfer:",
+        "",
+        "```python",
+        "import sparseinfer",
+        f'model = sparseinfer.load("{name}")',
+        "```",
+        "",
+        f"Plain transformers computes: {method.elsewhere}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _threshold_text(record: SparsityRecord) -> str:
+    if not record.has_thresholds:
+        return "0"
+    if record.threshold is not None:
+        return f"{record.threshold:g} everywhere (`sparsity.safetensors`)"
+    return "one number per neuron and layer (`sparsity.safetensors`)"

@@ -1,0 +1,93 @@
+"""Runs a checkpoint through transformers' own layers, holding one layer in memory at a time.
+
+Calibration needs what every layer sees on some thousand tokens, and nothing of a layer once the next
+has begun. So all tokens pass layer 0, then all pass layer 1: memory is one fp32 layer plus the hidden
+states, however large the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparseinfer import arch
+from sparseinfer.checkpoint import Checkpoint
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LayerwiseModel:
+    """A transformers model with a single layer whose weights are exchanged."""
+
+    def __init__(self, checkpoint: Checkpoint, *, hidden_act: str, dtype: str) -> None:
+        """
+        Args:
+            hidden_act: activation to run the FFNs with (a name that transformers knows).
+            dtype: weights are rounded to this type first: what is calibrated is what is written.
+        """
+        import transformers
+
+        self._checkpoint = checkpoint
+        self._round_to = _DTYPES[dtype]
+        config: Any = arch.hf_config(
+            {**checkpoint.raw, "hidden_act": hidden_act}, str(checkpoint.path)
+        )
+        config.num_hidden_layers = 1
+        config.vocab_size = 1  # embeddings are looked up in the checkpoint
+        config.pad_token_id = None
+        config.use_cache = False
+        self._model = transformers.AutoModel.from_config(config, dtype=torch.float32).eval()
+
+    @property
+    def layer(self) -> nn.Module:
+        """The one layer; its weights are those of the layer that `run` is at."""
+        return self._model.layers[0]
+
+    def run(self, windows: torch.Tensor) -> Iterator[tuple[int, Iterator[None]]]:
+        """Passes token windows [W, T] through the model, layer by layer.
+
+        Yields (layer index, passes) per layer. Hooks on `layer` may be set before `passes` is
+        exhausted, which computes one window after another; it must be exhausted before the next.
+        """
+        hidden = self._embed(windows)
+        arguments = self._layer_arguments(hidden[:1])
+        for index in range(self._checkpoint.config.num_layers):
+            self._load(index)
+            yield index, self._passes(hidden, arguments)
+
+    @torch.inference_mode()
+    def _passes(self, hidden: torch.Tensor, arguments: dict[str, Any]) -> Iterator[None]:
+        for window in range(hidden.shape[0]):
+            hidden[window] = self.layer(hidden[window : window + 1], **arguments)[0]
+            yield
+
+    def _embed(self, windows: torch.Tensor) -> torch.Tensor:
+        (_, table), *_ = self._checkpoint.read([arch.EMBEDDING])
+        return table[windows].to(self._round_to).float()
+
+    @torch.inference_mode()
+    def _layer_arguments(self, hidden: torch.Tensor) -> dict[str, Any]:
+        """What the model passes to its layers (mask, position tables): it depends only on T."""
+        captured: dict[str, Any] = {}
+
+        def keep(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            captured.update(kwargs)
+
+        hook = self.layer.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            self._model(inputs_embeds=hidden)
+        finally:
+            hook.remove()
+        return captured
+
+    def _load(self, index: int) -> None:
+        prefix = f"model.layers.{index}."
+        names = [name for name in self._checkpoint.tensors if name.startswith(prefix)]
+        state = {
+            name.removeprefix(prefix): tensor.to(self._round_to).float()
+            for name, tensor in self._checkpoint.read(names)
+        }
+        self.layer.load_state_dict(state, strict=True, assign=True)

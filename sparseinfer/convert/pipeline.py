@@ -1,0 +1,251 @@
+"""`convert`: from a dense model to a converted checkpoint on disk."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sparseinfer import arch
+from sparseinfer.atomic import refuse_existing
+from sparseinfer.checkpoint import Checkpoint, write_converted
+from sparseinfer.checkpoint.layout import Progress, no_progress
+from sparseinfer.checkpoint.writer import validate_weights
+from sparseinfer.config import BYTES_PER_WEIGHT, DTypeName, ParentRecord, SparsityRecord
+from sparseinfer.convert.calibrate import Calibration, calibrate, memory_needed, sample_windows
+from sparseinfer.convert.card import model_card
+from sparseinfer.convert.method import Method
+from sparseinfer.convert.methods import METHODS
+from sparseinfer.errors import ConfigError, OutputError, UnsupportedError
+from sparseinfer.sources import CALIBRATION_TEXT, ResolvedModel, load_text, resolve_model
+from sparseinfer.sparsity import Sparsities, expected_sparsities
+from sparseinfer.tokenizer import load_tokenizer
+
+log = logging.getLogger("sparseinfer")
+
+DEFAULT_CALIBRATION_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` wrote."""
+
+    out: Path
+    record: SparsityRecord
+    dtype: DTypeName
+    expected: Sparsities | None
+    """Sparsities on the calibration text; None for methods that are not calibrated."""
+    notes: tuple[str, ...]
+
+
+def convert(
+    model: str,
+    act: str,
+    *,
+    out: Path | str | None = None,
+    sparsity: float | None = None,
+    threshold: float | None = None,
+    chess_score: str = "l1",
+    text: str = CALIBRATION_TEXT,
+    calibration_tokens: int = DEFAULT_CALIBRATION_TOKENS,
+    seed: int = 0,
+    dtype: str = "auto",
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Conversion:
+    """Converts a dense model by one of `METHODS` and writes it to a folder.
+
+    Args:
+        model: local folder, `.gguf` file, hub id or alias.
+        act: name of a method.
+        out: folder to write; default `./<model>-<act>`.
+        sparsity: target neuron sparsity in [0, 1), the same in every layer.
+        threshold: a constant threshold in place of a target (fatrelu only).
+        chess_score: `l1` or `l2` (chess only).
+        text: what to calibrate on, see `sources.load_text`.
+        dtype: `auto` (the checkpoint's; bf16 for GGUF), `fp32` or `bf16`.
+
+    Raises:
+        SparseInferError: any of its kinds; nothing is left at `out` then.
+    """
+    method = _method(act)
+    _check_options(method, sparsity, threshold, chess_score, calibration_tokens, dtype)
+    resolved = resolve_model(model, dtype=dtype)
+    target = Path(out) if out is not None else Path(f"{resolved.name}-{act}")
+    _check_output(target, resolved.path, force)
+    parent = Checkpoint.open(resolved.path)
+    _check_parent(method, parent)
+    written_dtype: DTypeName = parent.dtype if dtype == "auto" else dtype  # type: ignore[assignment]
+    ffn_sha256 = validate_weights(parent, progress)
+
+    hidden_act = method.hidden_act or parent.raw.get("hidden_act", "silu")
+    phi, psi = arch.ACTIVATIONS[hidden_act]
+    calibration, constant = None, None
+    if sparsity is not None:
+        score = chess_score if act == "chess" else next(iter(method.scores))
+        calibration = _calibrate(
+            method, parent, hidden_act, written_dtype, sparsity, score, text,
+            calibration_tokens, seed, progress,
+        )  # fmt: skip
+    elif method.has_thresholds:
+        constant = method.constant if threshold is None else threshold
+    record = SparsityRecord(
+        method=act,
+        phi=phi,
+        psi=psi,
+        has_thresholds=method.has_thresholds,
+        target_neuron_sparsity=sparsity,
+        threshold=constant,
+        calibration=calibration.record if calibration else None,
+        parent=ParentRecord(
+            reference=resolved.reference, requested_dtype=dtype, ffn_sha256=ffn_sha256
+        ),
+    )
+    write_converted(
+        parent,
+        target,
+        hidden_act=hidden_act,
+        record=record,
+        thresholds=_thresholds(parent, calibration, constant),
+        card=model_card(target.name, resolved.name, method, record),
+        dtype=written_dtype,
+        force=force,
+        progress=progress,
+    )
+    return Conversion(
+        out=target,
+        record=record,
+        dtype=written_dtype,
+        expected=_expected(parent, written_dtype, calibration),
+        notes=_notes(method, parent, resolved),
+    )
+
+
+def _method(act: str) -> Method:
+    if act not in METHODS:
+        raise ConfigError(f"unknown method {act!r}; choose one of {', '.join(METHODS)}")
+    return METHODS[act]
+
+
+def _check_options(
+    method: Method,
+    sparsity: float | None,
+    threshold: float | None,
+    chess_score: str,
+    calibration_tokens: int,
+    dtype: str,
+) -> None:
+    if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
+        raise ConfigError(
+            f"sparsity {sparsity} is outside [0, 1): it is the fraction of neurons to skip"
+        )
+    if sparsity is None and method.needs_sparsity:
+        raise ConfigError(f"{method.name} needs a target: give --sparsity, for example 0.5")
+    if sparsity is not None and not method.has_thresholds:
+        raise ConfigError(
+            f"{method.name} has no threshold to set: its sparsity is what the activation gives; "
+            "leave --sparsity out"
+        )
+    if threshold is not None:
+        if method.constant is None:
+            raise ConfigError(f"{method.name} takes no --threshold (only fatrelu does)")
+        if sparsity is not None:
+            raise ConfigError("give either --sparsity or --threshold, not both")
+        if not (math.isfinite(threshold) and threshold >= 0):
+            raise ConfigError(f"threshold {threshold} is not a finite number >= 0")
+    if chess_score not in METHODS["chess"].scores:
+        raise ConfigError(f"chess score {chess_score!r} is not one of l1, l2")
+    if calibration_tokens < 1:
+        raise ConfigError(f"calibration tokens {calibration_tokens} is not a positive number")
+    if dtype not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"dtype {dtype!r} is not one of auto, fp32, bf16")
+
+
+def _check_output(out: Path, source: Path, force: bool) -> None:
+    """Refuses early, and refuses to overwrite what is not a converted checkpoint."""
+    if not force:
+        refuse_existing(out)
+    elif out.exists():
+        resolved = out.resolve()
+        if resolved == source.resolve() or resolved in source.resolve().parents:
+            raise OutputError(f"{out} holds the model to convert; choose another output (-o)")
+        if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
+            raise OutputError(f"{out} is not a checkpoint folder; --force only replaces those")
+
+
+def _check_parent(method: Method, parent: Checkpoint) -> None:
+    if parent.record is not None and parent.record.has_thresholds:
+        raise UnsupportedError(
+            f"{parent.path} was already converted by {parent.record.method}; convert its parent "
+            f"{parent.record.parent.reference} instead"
+        )
+    if method.hidden_act is None and parent.config.psi != "id":
+        raise UnsupportedError(f"{method.name} thresholds on a dReLU model are not supported")
+
+
+def _calibrate(
+    method: Method,
+    parent: Checkpoint,
+    hidden_act: str,
+    dtype: str,
+    sparsity: float,
+    score: str,
+    text: str,
+    tokens: int,
+    seed: int,
+    progress: Progress,
+) -> Calibration:
+    sample = sample_windows(
+        load_text(text), load_tokenizer(parent.path), parent.config, tokens=tokens, seed=seed
+    )
+    log.info(
+        "calibrating on %d tokens of %s; needs about %.1f GiB of memory",
+        sample.tokens,
+        sample.text.name,
+        memory_needed(parent.config, sample.tokens) / 2**30,
+    )
+    return calibrate(
+        parent,
+        sample,
+        hidden_act=hidden_act,
+        phi=arch.ACTIVATIONS[hidden_act][0],
+        dtype=dtype,
+        sparsity=sparsity,
+        score=score,
+        channel_weight=method.scores[score],
+        progress=progress,
+    )
+
+
+def _thresholds(
+    parent: Checkpoint, calibration: Calibration | None, constant: float | None
+) -> list[torch.Tensor] | None:
+    if calibration is not None:
+        return calibration.thresholds
+    if constant is None:
+        return None
+    config = parent.config
+    return [torch.full((config.intermediate_size,), constant) for _ in range(config.num_layers)]
+
+
+def _expected(
+    parent: Checkpoint, dtype: DTypeName, calibration: Calibration | None
+) -> Sparsities | None:
+    if calibration is None:
+        return None
+    per_weight = BYTES_PER_WEIGHT[dtype]
+    return expected_sparsities(parent.config, per_weight, calibration.record.layer_sparsity)
+
+
+def _notes(method: Method, parent: Checkpoint, resolved: ResolvedModel) -> tuple[str, ...]:
+    notes = []
+    if method.needs_finetuning and parent.raw.get("hidden_act", "silu") != method.hidden_act:
+        notes.append(
+            f"{resolved.name} was trained with {parent.raw.get('hidden_act', 'silu')}: swapping in "
+            f"{method.name} ruins its text until it is fine-tuned"
+        )
+    notes.append(f"plain transformers computes: {method.elsewhere}")
+    return tuple(notes)

@@ -1,0 +1,203 @@
+"""`load` and `Model`: the Python interface, on token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.config import BYTES_PER_WEIGHT, ModelConfig
+from sparseinfer.engine.cache import KVCache
+from sparseinfer.engine.cpu import CpuRunner
+from sparseinfer.engine.generation import Generation
+from sparseinfer.engine.rope import Rope
+from sparseinfer.engine.sampling import GREEDY, Sampler, Sampling
+from sparseinfer.engine.weights import WeightType, choose_type, load_weights
+from sparseinfer.errors import ConfigError, PromptError, UnsupportedError
+from sparseinfer.kernels.threads import CpuPool
+from sparseinfer.sources import resolve_model
+from sparseinfer.sparsity import SparsityCounts
+
+Phase = Literal["prefill", "decode"]
+
+CHUNK_TOKENS = 512
+"""Prompts are computed this many tokens at a time, which bounds the memory of a long one."""
+
+
+def load(
+    model: str | Path = "smollm2-135m",
+    *,
+    device: str = "cpu",
+    weights: str = "auto",
+    threads: int | None = None,
+) -> Model:
+    """Loads a model, ready to run.
+
+    Args:
+        model: local folder, `.gguf` file, hub id or alias.
+        device: only `cpu` in this version.
+        weights: `auto` (the checkpoint's own), `fp32` or `bf16`.
+        threads: worker threads; default is the number of physical cores.
+
+    Raises:
+        SourceError: the name cannot be resolved.
+        CheckpointError: the folder is incomplete, damaged, unsafe or stale.
+        UnsupportedError: an architecture or device that this version does not run.
+        ConfigError: a bad `weights` or `threads`.
+    """
+    if device != "cpu":
+        raise UnsupportedError(f"device {device!r} is not supported in this version; use 'cpu'")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads {threads} is not a positive number")
+    resolved = resolve_model(str(model), dtype=weights if weights in ("fp32", "bf16") else "auto")
+    return Model(Checkpoint.open(resolved.path), weights=weights, threads=threads)
+
+
+class Model:
+    """A model in memory. One call at a time: it is not safe to share between threads."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, weights: str = "auto", threads: int | None = None
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config: ModelConfig = checkpoint.config
+        self.weight_type: WeightType = choose_type(checkpoint, weights)
+        pool = CpuPool(threads)
+        self.threads: int = pool.threads
+        # Prefill runs in torch; one setting for both keeps them from competing for cores.
+        torch.set_num_threads(self.threads)
+        self._runner = CpuRunner(
+            self.config,
+            load_weights(checkpoint, self.weight_type),
+            Rope(checkpoint.raw, str(checkpoint.path)),
+            pool,
+        )
+        self.reset_sparsity()
+
+    @property
+    def bytes_per_weight(self) -> int:
+        return BYTES_PER_WEIGHT[self.weight_type]
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = GREEDY,
+        stop_ids: Collection[int] | None = None,
+    ) -> Generation:
+        """Continues a prompt; iterate over the result to get token ids as they come.
+
+        Args:
+            ids: prompt, at least one token and fewer than the context holds.
+            max_tokens: most tokens to produce; default is what the context leaves.
+            stop_ids: ids that end the text; default is the model's end-of-text ids.
+
+        Raises:
+            PromptError: an empty prompt, an id outside the vocabulary, or too long a prompt.
+            ConfigError: max_tokens below 1.
+            NumericalError: (while iterating) the model computes NaN.
+        """
+        prompt = self._checked(ids)
+        room = self.config.context_length - len(prompt)
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {len(prompt)} tokens, the model's context holds "
+                f"{self.config.context_length} including the answer; shorten the prompt"
+            )
+        if max_tokens is not None and max_tokens < 1:
+            raise ConfigError(f"max_tokens {max_tokens} is not a positive number")
+        cache = self._runner.new_cache()
+        return Generation(
+            prompt,
+            lambda new: self._last_logits(new, cache),
+            Sampler(sampling),
+            max_tokens=room if max_tokens is None else min(max_tokens, room),
+            stop_ids=frozenset(self.config.eos_token_ids if stop_ids is None else stop_ids),
+            decode_counts=lambda: self.sparsity("decode"),
+        )
+
+    def logits(self, ids: Sequence[int], *, by: Phase = "prefill") -> torch.Tensor:
+        """Next-token logits [T, V] fp32 at every position of one sequence.
+
+        Args:
+            by: `prefill` computes chunks of tokens at once, `decode` one token after another
+                through the same kernels that generate text.
+
+        Raises:
+            PromptError: an empty or too long sequence, or an id outside the vocabulary.
+        """
+        return torch.cat(list(self._chunks(self._checked(ids), by)))
+
+    def score(self, ids: Sequence[int], *, by: Phase = "prefill") -> torch.Tensor:
+        """Natural-log probabilities [T - 1] fp64 of ids[1:], each given the ids before it.
+
+        Raises:
+            PromptError: an empty or too long sequence, or an id outside the vocabulary.
+        """
+        checked = self._checked(ids)
+        scores = []
+        position = 0
+        for logits in self._chunks(checked, by):
+            targets = checked[position + 1 : position + 1 + logits.shape[0]]
+            logits = logits[: targets.shape[0]].double()
+            chosen = logits.gather(1, targets[:, None])[:, 0]
+            scores.append(chosen - logits.logsumexp(1))
+            position += targets.shape[0]
+        return torch.cat(scores)
+
+    def sparsity(self, phase: Phase | None = None) -> SparsityCounts:
+        """Rows of up and down read per layer since loading or `reset_sparsity`.
+
+        Args:
+            phase: only prompt (`prefill`) or only generated (`decode`) tokens; default is both.
+        """
+        if phase is None:
+            return self.sparsity("prefill") + self.sparsity("decode")
+        rows = self._rows[phase]
+        up, down = rows[:, 0].tolist(), rows[:, 1].tolist()
+        return SparsityCounts(self._tokens[phase], tuple(up), tuple(down))
+
+    def reset_sparsity(self) -> None:
+        """Sets the counts of `sparsity` to zero."""
+        zeros = torch.zeros(self.config.num_layers, 2, dtype=torch.int64)
+        self._rows: dict[Phase, torch.Tensor] = {"prefill": zeros.clone(), "decode": zeros.clone()}
+        self._tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
+
+    def _checked(self, ids: Sequence[int]) -> torch.Tensor:
+        if len(ids) == 0:
+            raise PromptError("the prompt is empty; give at least one token")
+        tensor = torch.as_tensor(ids, dtype=torch.int64)
+        if int(tensor.min()) < 0 or int(tensor.max()) >= self.config.vocab_size:
+            raise PromptError(f"a token id is outside the vocabulary [0, {self.config.vocab_size})")
+        if len(tensor) > self.config.context_length:
+            raise PromptError(
+                f"the prompt has {len(tensor)} tokens, the model's context holds "
+                f"{self.config.context_length}; shorten the prompt"
+            )
+        return tensor
+
+    def _last_logits(self, ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        phase: Phase = "prefill" if cache.length == 0 else "decode"
+        logits = None
+        for chunk in ids.split(CHUNK_TOKENS):
+            logits = self._forward(chunk, cache, phase, all_logits=False)
+        assert logits is not None  # `ids` is never empty
+        return logits[0]
+
+    def _chunks(self, ids: torch.Tensor, by: Phase) -> Iterator[torch.Tensor]:
+        cache = self._runner.new_cache()
+        for chunk in ids.split(CHUNK_TOKENS if by == "prefill" else 1):
+            yield self._forward(chunk, cache, by, all_logits=True)
+
+    def _forward(
+        self, ids: torch.Tensor, cache: KVCache, phase: Phase, *, all_logits: bool
+    ) -> torch.Tensor:
+        with torch.inference_mode():
+            logits, rows = self._runner.forward(ids, cache, all_logits=all_logits)
+        self._rows[phase] += rows
+        self._tokens[phase] += ids.shape[0]
+        return logits

@@ -1,0 +1,94 @@
+"""From logits to the next token id, reproducibly.
+
+Filters apply in the order that transformers uses: temperature, top-k, top-p, min-p.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from sparseinfer.errors import ConfigError, NumericalError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose a token. Temperature 0 is greedy and ignores the other filters.
+
+    Raises:
+        ConfigError: a value outside its domain, named.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probability reaches p."""
+    min_p: float = 0.0
+    """Drop tokens less likely than min_p times the most likely one."""
+    seed: int | None = None
+    """None draws a fresh seed; the process-global generator is never used."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
+            raise ConfigError(f"temperature {self.temperature} is outside [0, 100]")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k {self.top_k} is negative; 0 keeps all tokens")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p {self.top_p} is outside (0, 1]")
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p {self.min_p} is outside [0, 1]")
+        if self.seed is not None and not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed {self.seed} is outside [0, 2^63)")
+
+
+GREEDY = Sampling()
+
+
+class Sampler:
+    """Draws tokens for one sequence, with a random generator of its own."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._generator = torch.Generator()
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(sampling.seed)
+
+    def __call__(self, logits: torch.Tensor) -> int:
+        """The next token id from logits [V] (fp32).
+
+        Raises:
+            NumericalError: logits that are NaN.
+        """
+        if bool(torch.isnan(logits).any()):
+            raise NumericalError("the model computed NaN logits: its weights are broken")
+        if self._sampling.temperature == 0:
+            return int(torch.argmax(logits))
+        probabilities = token_probabilities(logits, self._sampling)
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+def token_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Probabilities [V] after temperature and filters; they sum to 1."""
+    # Shifted first, so that a tiny temperature cannot overflow.
+    scaled = (logits.double() - logits.max()) / sampling.temperature
+    if 0 < sampling.top_k < scaled.numel():
+        kept = torch.topk(scaled, sampling.top_k).indices
+        scaled = torch.full_like(scaled, -math.inf).index_copy_(0, kept, scaled[kept])
+    if sampling.top_p < 1:
+        ordered, order = torch.sort(scaled, descending=True)
+        mass = torch.softmax(ordered, 0).cumsum(0)
+        # A token stays while the mass before it is short of top_p: the first one always does.
+        dropped = order[1:][mass[:-1] >= sampling.top_p]
+        scaled = scaled.index_fill(0, dropped, -math.inf)
+    probabilities = torch.softmax(scaled, 0)
+    if sampling.min_p > 0:
+        probabilities = torch.where(
+            probabilities < sampling.min_p * probabilities.max(), 0, probabilities
+        )
+        probabilities = probabilities / probabilities.sum()
+    return probabilities

@@ -1,0 +1,151 @@
+"""`evaluate`: quality and sparsity of a model on text, with the recipe that repeats it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.checkpoint.layout import Progress, no_progress
+from sparseinfer.config import SparsityRecord
+from sparseinfer.engine import Model
+from sparseinfer.engine.model import Phase
+from sparseinfer.errors import ConfigError
+from sparseinfer.eval.parent import find_parent
+from sparseinfer.eval.perplexity import Totals, measure
+from sparseinfer.eval.windows import Recipe, make_windows
+from sparseinfer.sources import EVALUATION_TEXT, load_text, resolve_model
+from sparseinfer.sparsity import Sparsities, sparsities
+from sparseinfer.tokenizer import load_tokenizer
+
+DEFAULT_CONTEXT = 1024
+DEFAULT_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Against the dense parent on the same tokens."""
+
+    parent: str
+    perplexity: float
+    perplexity_ratio: float
+    """Model over parent; 1.05 is 5% worse."""
+    kl: float
+    """Mean KL(parent || model) per token, in nats."""
+    top1_agreement: float
+    """Fraction of tokens where both models' most likely token is the same."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything measured, and what it was measured on."""
+
+    model: str
+    record: SparsityRecord | None
+    weights: str
+    recipe: Recipe
+    perplexity: float
+    bits_per_byte: float
+    comparison: Comparison | None
+    no_comparison_because: str
+    """Why `comparison` is None; empty where it is not."""
+    layer_sparsity: tuple[float, ...]
+    """Realised neuron sparsity per layer."""
+    sparsities: Sparsities
+
+
+def evaluate(
+    model: str,
+    *,
+    text: str = EVALUATION_TEXT,
+    tokens: int | None = DEFAULT_TOKENS,
+    context: int | None = None,
+    stride: int | None = None,
+    parent: str | None = None,
+    weights: str = "auto",
+    threads: int | None = None,
+    by: Phase = "prefill",
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measures perplexity, bits per byte, distance from the dense parent and realised sparsity.
+
+    Args:
+        model: local folder, `.gguf` file, hub id or alias.
+        tokens: score about this many tokens from the start of the text; None scores all.
+        context: window size in tokens; default 1024, or the model's context where shorter.
+        stride: tokens by which windows advance; default half the context.
+        parent: dense model to compare with; default is the one in the conversion record.
+        by: compute in chunks (`prefill`) or token by token (`decode`).
+
+    Raises:
+        SparseInferError: any of its kinds.
+    """
+    if tokens is not None and tokens < 1:
+        raise ConfigError(f"tokens {tokens} is not a positive number")
+    resolved = resolve_model(model, dtype=weights if weights in ("fp32", "bf16") else "auto")
+    checkpoint = Checkpoint.open(resolved.path)
+    context = _context(context, checkpoint)
+    default_stride = max(1, context // 2)
+    windows, recipe = make_windows(
+        load_text(text),
+        load_tokenizer(checkpoint.path),
+        tokens=tokens,
+        context=context,
+        stride=default_stride if stride is None else stride,
+        by=by,
+    )
+    if parent is not None:
+        dense_checkpoint, reason = Checkpoint.open(resolve_model(parent).path), ""
+    else:
+        dense_checkpoint, reason = find_parent(checkpoint)
+    if dense_checkpoint and dense_checkpoint.config.vocab_size != checkpoint.config.vocab_size:
+        raise ConfigError(
+            f"the parent's vocabulary ({dense_checkpoint.config.vocab_size}) is not the model's "
+            f"({checkpoint.config.vocab_size})"
+        )
+    running = Model(checkpoint, weights=weights, threads=threads)
+    dense = Model(dense_checkpoint, weights=weights, threads=threads) if dense_checkpoint else None
+    totals = measure(running, dense, windows, by=by, progress=progress)
+    counts = running.sparsity(by)
+    return Evaluation(
+        model=resolved.name,
+        record=checkpoint.record,
+        weights=running.weight_type,
+        recipe=recipe,
+        perplexity=_perplexity(totals.nll, totals.tokens),
+        bits_per_byte=totals.nll / math.log(2) / recipe.bytes_scored,
+        comparison=_comparison(dense_checkpoint, totals),
+        no_comparison_because=reason,
+        layer_sparsity=tuple(counts.neuron_sparsity(checkpoint.config)),
+        sparsities=sparsities(checkpoint.config, running.bytes_per_weight, counts),
+    )
+
+
+def _context(requested: int | None, checkpoint: Checkpoint) -> int:
+    longest = checkpoint.config.context_length
+    if requested is None:
+        return min(DEFAULT_CONTEXT, longest)
+    if not 2 <= requested <= longest:
+        raise ConfigError(f"context {requested} is not between 2 and the model's {longest} tokens")
+    return requested
+
+
+def _perplexity(nll: float, tokens: int) -> float:
+    try:
+        return math.exp(nll / tokens)
+    except OverflowError:
+        return math.inf
+
+
+def _comparison(dense: Checkpoint | None, totals: Totals) -> Comparison | None:
+    if dense is None:
+        return None
+    dense_perplexity = _perplexity(totals.dense_nll, totals.tokens)
+    return Comparison(
+        parent=Path(dense.path).name,
+        perplexity=dense_perplexity,
+        perplexity_ratio=math.exp((totals.nll - totals.dense_nll) / totals.tokens),
+        kl=totals.kl / totals.tokens,
+        top1_agreement=totals.top1_agreements / totals.tokens,
+    )

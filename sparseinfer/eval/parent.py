@@ -1,0 +1,25 @@
+"""Finds the dense model that a converted checkpoint came from."""
+
+from __future__ import annotations
+
+from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.errors import SparseInferError
+from sparseinfer.sources import resolve_model
+
+
+def find_parent(checkpoint: Checkpoint) -> tuple[Checkpoint | None, str]:
+    """The parent named in the conversion record, or None and the reason in one sentence."""
+    if checkpoint.record is None:
+        return None, "this checkpoint was not converted: there is no dense parent to compare with"
+    recorded = checkpoint.record.parent
+    try:
+        resolved = resolve_model(recorded.reference, dtype=recorded.requested_dtype)
+        parent = Checkpoint.open(resolved.path)
+    except SparseInferError as error:
+        return None, f"the dense parent {recorded.reference} is not at hand ({error})"
+    if parent.ffn_sha256 != recorded.ffn_sha256:
+        return None, (
+            f"{recorded.reference} has other FFN weights than when it was converted; "
+            "give the right one with --parent"
+        )
+    return parent, ""

@@ -1,0 +1,76 @@
+"""Negative log-likelihood of text under a model, and its distance from another model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sparseinfer.checkpoint.layout import Progress
+from sparseinfer.engine import Model
+from sparseinfer.engine.model import Phase
+from sparseinfer.eval.windows import Window
+
+_ROWS_AT_ONCE = 128
+
+
+@dataclass
+class Totals:
+    """Sums over scored tokens, in nats."""
+
+    tokens: int = 0
+    nll: float = 0.0
+    dense_nll: float = 0.0
+    kl: float = 0.0
+    """KL(dense || model)."""
+    top1_agreements: int = 0
+
+
+def measure(
+    model: Model,
+    dense: Model | None,
+    windows: Sequence[Window],
+    *,
+    by: Phase,
+    progress: Progress,
+) -> Totals:
+    """Runs both models over all windows.
+
+    Args:
+        dense: the model to compare with, of the same vocabulary; None leaves the comparison at 0.
+        by: `prefill` or `decode`, see `Model.logits`.
+    """
+    totals = Totals()
+    for done, window in enumerate(windows, start=1):
+        targets = torch.tensor(window.ids[-window.scored :])
+        logits = _scored_logits(model, window, by)
+        dense_logits = None if dense is None else _scored_logits(dense, window, by)
+        for start in range(0, window.scored, _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            _add(
+                totals,
+                targets[rows],
+                logits[rows],
+                None if dense_logits is None else dense_logits[rows],
+            )
+        progress("scoring", done, len(windows))
+    return totals
+
+
+def _scored_logits(model: Model, window: Window, by: Phase) -> torch.Tensor:
+    """Logits that predict the window's last `scored` ids: [scored, V]."""
+    return model.logits(window.ids[:-1], by=by)[-window.scored :]
+
+
+def _add(
+    totals: Totals, targets: torch.Tensor, logits: torch.Tensor, dense: torch.Tensor | None
+) -> None:
+    log_p = logits.double().log_softmax(-1)
+    totals.tokens += len(targets)
+    totals.nll -= float(log_p.gather(1, targets[:, None]).sum())
+    if dense is not None:
+        log_q = dense.double().log_softmax(-1)
+        totals.dense_nll -= float(log_q.gather(1, targets[:, None]).sum())
+        totals.kl += float((log_q.exp() * (log_q - log_p)).sum())
+        totals.top1_agreements += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())

@@ -1,0 +1,116 @@
+"""Reports: versioned JSON is canonical, Markdown is made from the same values."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sparseinfer import __version__
+from sparseinfer.errors import OutputError
+from sparseinfer.eval.evaluate import Evaluation
+
+REPORT_VERSION = 1
+
+
+def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation as plain JSON values, with format and library versions."""
+    import torch
+    import transformers
+
+    values = asdict(evaluation)
+    values["record"] = evaluation.record.model_dump(mode="json") if evaluation.record else None
+    return {
+        "report_version": REPORT_VERSION,
+        "versions": {
+            "sparseinfer": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        **values,
+    }
+
+
+def evaluation_markdown(evaluation: Evaluation) -> str:
+    """The evaluation for reading."""
+    e = evaluation
+    method = f"{e.record.method}" if e.record else "dense (not converted)"
+    lines = [
+        f"# Evaluation of {e.model}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| method | {method} |",
+        f"| weights | {e.weights} |",
+        *_quality_rows(e),
+        *_sparsity_rows(e),
+        "",
+        "## Recipe",
+        "",
+        f"- text `{e.recipe.text}`, SHA-256 `{e.recipe.text_sha256}`",
+        f"- {e.recipe.tokens_scored} tokens ({e.recipe.bytes_scored} bytes) scored in windows of "
+        f"{e.recipe.context} tokens, stride {e.recipe.stride}, by {e.recipe.by}",
+        "",
+        "## Neuron sparsity by layer",
+        "",
+        "| layer | realised | calibrated |",
+        "|---|---|---|",
+    ]
+    calibrated = e.record.calibration.layer_sparsity if e.record and e.record.calibration else None
+    for layer, realised in enumerate(e.layer_sparsity):
+        target = f"{calibrated[layer]:.4f}" if calibrated else "-"
+        lines.append(f"| {layer} | {realised:.4f} | {target} |")
+    return "\n".join(lines) + "\n"
+
+
+def _quality_rows(e: Evaluation) -> list[str]:
+    rows = [
+        f"| token perplexity | {e.perplexity:.3f} |",
+        f"| bits per byte | {e.bits_per_byte:.4f} |",
+    ]
+    if e.comparison is None:
+        return [*rows, f"| against dense | left out: {e.no_comparison_because} |"]
+    return [
+        *rows,
+        f"| perplexity of the dense parent ({e.comparison.parent}) | {e.comparison.perplexity:.3f} |",
+        f"| ratio to the dense parent | {e.comparison.perplexity_ratio:.4f} |",
+        f"| KL(dense, model), nats per token | {e.comparison.kl:.4f} |",
+        f"| top-1 agreement with dense | {e.comparison.top1_agreement:.4f} |",
+    ]
+
+
+def _sparsity_rows(e: Evaluation) -> list[str]:
+    s = e.sparsities
+    return [
+        f"| neuron sparsity | {s.neuron:.4f} |",
+        f"| FFN byte sparsity | {s.ffn_bytes:.4f} |",
+        f"| model byte sparsity | {s.model_bytes:.4f} |",
+        f"| weight bytes per token, dense | {s.bytes_per_token_dense:,} |",
+        f"| weight bytes per token, read | {s.bytes_per_token_read:,} |",
+    ]
+
+
+def write_report(folder: Path, name: str, content: dict[str, Any], markdown: str) -> None:
+    """Writes `name`.json and `name`.md into a folder, each whole or not at all.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=True) + "\n"
+        _replace(folder / f"{name}.json", text)
+        _replace(folder / f"{name}.md", markdown)
+    except OSError as error:
+        raise OutputError(f"cannot write the report to {folder}: {error.strerror}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""Which tokens are scored, and with how much context before them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from sparseinfer.errors import ConfigError
+from sparseinfer.sources import Text
+from sparseinfer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Window:
+    """Token ids to run at once; the last `scored` of them count."""
+
+    ids: tuple[int, ...]
+    scored: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that is needed to repeat a measurement."""
+
+    text: str
+    text_sha256: str
+    tokens_scored: int
+    bytes_scored: int
+    context: int
+    stride: int
+    special_prefix: tuple[int, ...]
+    by: str
+
+
+def make_windows(
+    text: Text,
+    tokenizer: Tokenizer,
+    *,
+    tokens: int | None,
+    context: int,
+    stride: int,
+    by: str,
+) -> tuple[list[Window], Recipe]:
+    """Sliding windows over a text: every token is scored once, given at least context - stride
+    tokens before it (but for those of the first window).
+
+    Args:
+        tokens: score at most about this many tokens from the start of the text; None: all.
+        context: tokens of a window, with special tokens.
+        stride: tokens by which windows advance.
+
+    Raises:
+        ConfigError: a stride that is not in 1..context, or a text without two tokens.
+    """
+    prefix = tuple(tokenizer.special_prefix)
+    capacity = context - len(prefix)
+    if not 1 <= stride <= capacity:
+        raise ConfigError(f"stride {stride} is not between 1 and the context's {capacity} tokens")
+    ids, offsets = tokenizer.encode_with_offsets(text.joined)
+    if tokens is not None:
+        ids = ids[: tokens + 1 - min(len(prefix), 1)]
+    first = 0 if prefix else 1  # without a beginning-of-text token nothing predicts the first
+    if len(ids) <= first:
+        raise ConfigError(f"text {text.name} has too few tokens to score")
+    windows = []
+    end = 0
+    while end < len(ids):
+        begin_scored = max(end, first)
+        end = min(len(ids), capacity if end == 0 else end + stride)
+        start = max(0, end - capacity)
+        windows.append(Window(prefix + tuple(ids[start:end]), end - begin_scored))
+    scored_text = text.joined[offsets[first][0] : offsets[len(ids) - 1][1]]
+    recipe = Recipe(
+        text=text.name,
+        text_sha256=hashlib.sha256(text.joined.encode()).hexdigest(),
+        tokens_scored=len(ids) - first,
+        bytes_scored=len(scored_text.encode()),
+        context=context,
+        stride=stride,
+        special_prefix=prefix,
+        by=by,
+    )
+    return windows, recipe

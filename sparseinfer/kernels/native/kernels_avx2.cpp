@@ -1,0 +1,2 @@
+#define SPARSEINFER_ISA avx2
+#include "kernels.inl"

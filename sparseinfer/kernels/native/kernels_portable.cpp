@@ -1,0 +1,2 @@
+#define SPARSEINFER_ISA portable
+#include "kernels.inl"
