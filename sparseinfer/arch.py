@@ -237,9 +237,9 @@ def is_derived_tensor(name: str) -> bool:
 def with_activation(raw: dict[str, Any], hidden_act: str, where: str) -> dict[str, Any]:
     """A copy of a raw config that runs `hidden_act`.
 
-    dReLU gets its own `model_type` and architecture *and* a `hidden_act` that transformers lacks: a
-    foreign `model_type` alone does not stop `LlamaForCausalLM.from_pretrained`, and it would compute
-    something else.
+    dReLU gets its own `model_type` and architecture *and* a `hidden_act` that transformers lacks:
+    a foreign `model_type` alone does not stop `LlamaForCausalLM.from_pretrained`, which would
+    compute something else.
     """
     family = family_of(raw, where)
     changed = {**raw, "hidden_act": hidden_act}

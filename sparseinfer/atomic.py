@@ -119,7 +119,7 @@ def _sync_path(path: Path) -> None:
 def _output_error(out: Path, error: OSError) -> OutputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
-            f"no space left on the disk of {out.parent} while writing {out.name}: nothing was kept; "
+            f"no space left on the disk of {out.parent} while writing {out.name}: nothing kept; "
             "free some space or choose another output (-o)"
         )
     return OutputError(f"cannot write {out}: {error.strerror or error}")

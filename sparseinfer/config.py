@@ -1,7 +1,7 @@
 """Frozen settings, validated when they are made.
 
 `ModelConfig` is the shape of a Llama-family model, `SparsityRecord` the `sparseinfer` block of a
-converted checkpoint's `config.json`. Knows no file names and no Hugging Face names: `arch` translates.
+converted checkpoint's `config.json`. Knows no file names and no Hugging Face names (`arch` does).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ParentRecord(_Record):
 
 
 class SparsityRecord(_Record):
-    """The `sparseinfer` block of `config.json`: which rule makes neurons inactive, and its origin."""
+    """The `sparseinfer` block of `config.json`: the rule that makes neurons inactive, its origin."""
 
     format_version: Literal[1] = FORMAT_VERSION
     method: str

@@ -4,8 +4,8 @@
 * FFN byte sparsity: fraction of FFN weight bytes not read for a token. Gate-first reads every gate
   row, up rows of active neurons, down rows of neurons with a non-zero output: at neuron sparsity s
   it skips 2s/3;
-* model byte sparsity: the same over all weight bytes that one dense decode step reads (one embedding
-  row; a tied head once).
+* model byte sparsity: the same over all weight bytes that one dense decode step reads (one
+  embedding row; a tied head once).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class FfnHash:
     def add(self, name: str, tensor: torch.Tensor) -> None:
         import torch
 
-        data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+        data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
         described = f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{tuple(tensor.shape)}\0"
         self._digests[name] = described.encode() + hashlib.sha256(data).digest()
 

@@ -23,7 +23,7 @@ from sparseinfer.errors import CheckpointError, UnsupportedError
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger("sparseinfer")
+logger = logging.getLogger("sparseinfer")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Checkpoint:
         _check_tensors(tensors, config, path)
         if dropped:
             names = dropped[0] if len(dropped) == 1 else f"{dropped[0]} and {len(dropped) - 1} more"
-            log.info("%s: ignoring %s: computed from the rest of the model", path, names)
+            logger.info("%s: ignoring %s: computed from the rest of the model", path, names)
         return cls(path, raw, config, record, tensors, dropped)
 
     @property

@@ -142,8 +142,11 @@ def save_shard(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str,
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode  # what the user's umask gives; safetensors would leave 0600
     try:
         save_file(tensors, path, metadata=metadata)
+        path.chmod(mode)
     except SafetensorError as error:
         if "os error 28" in str(error) or "No space left" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error

@@ -21,7 +21,7 @@ from sparseinfer.kernels.gated_ffn.reference import activation
 from sparseinfer.sources import Text
 from sparseinfer.tokenizer import Tokenizer
 
-log = logging.getLogger("sparseinfer")
+logger = logging.getLogger("sparseinfer")
 
 CONTEXT_TOKENS = 512
 MIN_TOKENS = 512
@@ -73,7 +73,7 @@ def sample_windows(
     available = len(ids) // size
     wanted = max(1, tokens // (size + len(prefix)))
     if wanted > available:
-        log.warning(
+        logger.warning(
             "text %s has %d tokens; calibrating on all of them instead of %d",
             text.name,
             len(ids),

@@ -22,8 +22,8 @@ def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -
         "",
         "## What it computes",
         "",
-        "Each FFN is `a = phi(x W_gate)`, `h = a * psi(x W_up)` where `|a| >= t` and `a != 0`, else "
-        f"0, `y = h W_down`; here phi = {record.phi}, psi = {record.psi}, and t is "
+        "Each FFN is `a = phi(x W_gate)`, `h = a * psi(x W_up)` where `|a| >= t` and `a != 0`, "
+        f"else 0, `y = h W_down`; here phi = {record.phi}, psi = {record.psi}, and t is "
         + _threshold_text(record)
         + ". Weights are those of the parent.",
         "",

@@ -1,7 +1,7 @@
 """CHESS: channel-wise thresholds. A gate value counts as much as its up value is large on average.
 
-Two published scores: `l1`, |a_i| E|u_i|, and `l2`, a_i^2 E[u_i^2] (here its square root, which orders
-neurons the same).
+Two published scores: `l1`, |a_i| E|u_i|, and `l2`, a_i^2 E[u_i^2] (here its square root, which
+orders neurons the same).
 """
 
 import torch

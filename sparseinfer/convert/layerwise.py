@@ -1,8 +1,8 @@
 """Runs a checkpoint through transformers' own layers, holding one layer in memory at a time.
 
-Calibration needs what every layer sees on some thousand tokens, and nothing of a layer once the next
-has begun. So all tokens pass layer 0, then all pass layer 1: memory is one fp32 layer plus the hidden
-states, however large the model.
+Calibration needs what every layer sees on some thousand tokens, and nothing of a layer once the
+next has begun. So all tokens pass layer 0, then all pass layer 1: memory is one fp32 layer plus
+the hidden states, however large the model.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from sparseinfer.sources import CALIBRATION_TEXT, ResolvedModel, load_text, reso
 from sparseinfer.sparsity import Sparsities, expected_sparsities
 from sparseinfer.tokenizer import load_tokenizer
 
-log = logging.getLogger("sparseinfer")
+logger = logging.getLogger("sparseinfer")
 
 DEFAULT_CALIBRATION_TOKENS = 8192
 
@@ -201,7 +201,7 @@ def _calibrate(
     sample = sample_windows(
         load_text(text), load_tokenizer(parent.path), parent.config, tokens=tokens, seed=seed
     )
-    log.info(
+    logger.info(
         "calibrating on %d tokens of %s; needs about %.1f GiB of memory",
         sample.tokens,
         sample.text.name,

@@ -83,7 +83,7 @@ class CpuRunner:
         hidden = self._weights.embedding[ids].float()
         cos, sin = self._rope.tables(start, start + tokens)
         mask = attention_mask(start, tokens, config.sliding_window)
-        counts = torch.empty(config.num_layers, 2, dtype=torch.int64)
+        counts = []
         for index, layer in enumerate(self._layers):
             x = rms_norm(hidden, layer.weights.input_norm, config.rms_norm_eps)
             attended = self._attend(layer.qkv(x), index, cache, cos, sin, mask)
@@ -91,12 +91,12 @@ class CpuRunner:
             x = rms_norm(hidden, layer.weights.ffn_norm, config.rms_norm_eps)
             y, rows = layer.ffn(x)
             hidden = hidden + y
-            counts[index] = rows.sum(0)
+            counts.append(rows)
         cache.advance(tokens)
         if not all_logits:
             hidden = hidden[-1:]
         hidden = rms_norm(hidden, self._weights.final_norm, config.rms_norm_eps)
-        return self._head(hidden), counts
+        return self._head(hidden), torch.stack(counts).sum(1)
 
     def _attend(
         self,

@@ -11,7 +11,7 @@ import torch
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.config import BYTES_PER_WEIGHT, ModelConfig
 from sparseinfer.engine.cache import KVCache
-from sparseinfer.engine.cpu import CpuRunner
+from sparseinfer.engine.cpu import NATIVE_ROWS, CpuRunner
 from sparseinfer.engine.generation import Generation
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.sampling import GREEDY, Sampler, Sampling
@@ -67,8 +67,6 @@ class Model:
         self.weight_type: WeightType = choose_type(checkpoint, weights)
         pool = CpuPool(threads)
         self.threads: int = pool.threads
-        # Prefill runs in torch; one setting for both keeps them from competing for cores.
-        torch.set_num_threads(self.threads)
         self._runner = CpuRunner(
             self.config,
             load_weights(checkpoint, self.weight_type),
@@ -113,7 +111,7 @@ class Model:
         cache = self._runner.new_cache()
         return Generation(
             prompt,
-            lambda new: self._last_logits(new, cache),
+            lambda ids: self._last_logits(ids, cache),
             Sampler(sampling),
             max_tokens=room if max_tokens is None else min(max_tokens, room),
             stop_ids=frozenset(self.config.eos_token_ids if stop_ids is None else stop_ids),
@@ -196,6 +194,11 @@ class Model:
     def _forward(
         self, ids: torch.Tensor, cache: KVCache, phase: Phase, *, all_logits: bool
     ) -> torch.Tensor:
+        # In decode torch does only small operations between native kernels: its own threads would
+        # spin on the cores that those need.
+        torch_threads = self.threads if ids.shape[0] > NATIVE_ROWS else 1
+        if torch.get_num_threads() != torch_threads:
+            torch.set_num_threads(torch_threads)
         with torch.inference_mode():
             logits, rows = self._runner.forward(ids, cache, all_logits=all_logits)
         self._rows[phase] += rows

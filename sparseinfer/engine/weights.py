@@ -17,7 +17,7 @@ from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import ConfigError
 from sparseinfer.kernels.gated_ffn import FfnWeights
 
-log = logging.getLogger("sparseinfer")
+logger = logging.getLogger("sparseinfer")
 
 WeightType = Literal["fp32", "bf16"]
 _TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -57,7 +57,7 @@ def choose_type(checkpoint: Checkpoint, requested: str) -> WeightType:
     """
     if requested == "auto":
         if checkpoint.dtype == "fp16":
-            log.warning("fp16 weights are rounded to bf16; weights='fp32' keeps them exactly")
+            logger.warning("fp16 weights are rounded to bf16; weights='fp32' keeps them exactly")
             return "bf16"
         return cast(WeightType, checkpoint.dtype)
     if requested not in _TORCH:

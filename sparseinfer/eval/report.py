@@ -74,7 +74,7 @@ def _quality_rows(e: Evaluation) -> list[str]:
         return [*rows, f"| against dense | left out: {e.no_comparison_because} |"]
     return [
         *rows,
-        f"| perplexity of the dense parent ({e.comparison.parent}) | {e.comparison.perplexity:.3f} |",
+        f"| dense perplexity ({e.comparison.parent}) | {e.comparison.perplexity:.3f} |",
         f"| ratio to the dense parent | {e.comparison.perplexity_ratio:.4f} |",
         f"| KL(dense, model), nats per token | {e.comparison.kl:.4f} |",
         f"| top-1 agreement with dense | {e.comparison.top1_agreement:.4f} |",

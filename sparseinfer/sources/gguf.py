@@ -28,7 +28,11 @@ logger = logging.getLogger("sparseinfer")
 
 # "auto" is bfloat16: the blocks hold at most 8 bits of precision, and float32 would take twice the
 # memory for nothing.
-_DTYPES = {"auto": "bfloat16"} | {name: name for name in ("bfloat16", "float16", "float32")}
+_DTYPES = {"auto": "bf16", "bf16": "bf16", "fp32": "fp32"}
+_TORCH_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
+
+# Part of the folder's name: raised when the import changes, so that older folders are not used.
+_IMPORT_VERSION = 1
 _INDEX = "model.safetensors.index.json"
 _SHARD_SIZE = "4GB"
 
@@ -36,7 +40,7 @@ _SHARD_SIZE = "4GB"
 def import_gguf(path: Path, *, dtype: str = "auto") -> Path:
     """The Hugging Face folder for the GGUF file at `path`, made on first use.
 
-    `dtype` is "auto" (bfloat16), "bfloat16", "float16" or "float32". The folder's name carries the
+    `dtype` is "auto" (bf16), "bf16" or "fp32". The folder's name carries the
     file's SHA-256, so a changed file is imported anew.
 
     Raises:
@@ -53,7 +57,7 @@ def import_gguf(path: Path, *, dtype: str = "auto") -> Path:
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror or error}") from error
     stem = re.sub(r"[^\w.-]+", "-", path.stem)[:100]
-    folder = cache_root() / "models" / f"{stem}-{dtype}-{digest[:16]}"
+    folder = cache_root() / "models" / f"{stem}-{dtype}-{digest[:16]}-v{_IMPORT_VERSION}"
 
     def fill(partial: Path) -> None:
         header = read_header(path)
@@ -116,7 +120,7 @@ def _load(path: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             alone,
             gguf_file="model.gguf",
-            dtype=getattr(torch, dtype),
+            dtype=getattr(torch, _TORCH_NAMES[dtype]),
             output_loading_info=True,
             **options,
         )

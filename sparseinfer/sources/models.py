@@ -38,7 +38,8 @@ def resolve_model(reference: str, *, dtype: str = "auto") -> ResolvedModel:
     """Finds the model that `reference` names, downloading or importing it where needed.
 
     In this order: an existing folder, a `.gguf` file, an alias of `ALIASES`, a hub id "org/name".
-    `dtype` is that of weights unpacked from GGUF ("auto" is bfloat16); others stay as stored.
+    `dtype` is that of weights unpacked from GGUF: "auto" (bf16), "bf16" or "fp32"; other weights
+    stay as stored.
 
     Raises:
         SourceError: no such model, or it cannot be fetched.

@@ -17,7 +17,7 @@ def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 def test_tensors_are_the_ones_written(write_gguf):
     written = write_gguf()
-    tensors = stored_tensors(import_gguf(written.path, dtype="float32"))
+    tensors = stored_tensors(import_gguf(written.path, dtype="fp32"))
     assert tensors.keys() == written.tensors.keys()
     for name, values in written.tensors.items():
         np.testing.assert_array_equal(tensors[name], values, err_msg=name)
@@ -29,7 +29,7 @@ def test_folder_is_a_normal_checkpoint(write_gguf, cache, capfd):
     written = write_gguf(tied=True)
     folder = import_gguf(written.path)
     assert folder.parent == cache / "models"
-    assert folder.name.startswith("tiny-bfloat16-")
+    assert folder.name.startswith("tiny-bf16-")
     assert "%|" not in capfd.readouterr().err  # no progress bars
 
     tensors = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
@@ -160,7 +160,7 @@ def test_missing_file_is_refused(tmp_path, refuses):
 
 
 def test_unknown_dtype_is_refused(write_gguf, refuses):
-    with refuses(ConfigError, "'int3'", "bfloat16"):
+    with refuses(ConfigError, "'int3'", "bf16"):
         import_gguf(write_gguf().path, dtype="int3")
 
 

@@ -70,7 +70,7 @@ def test_hub_id(fetched, tmp_path):
 
 def test_gguf_file(write_gguf):
     path = write_gguf("Tiny.Model.GGUF").path
-    resolved = resolve_model(str(path), dtype="float16")
+    resolved = resolve_model(str(path), dtype="fp32")
     assert (resolved.name, resolved.reference, resolved.origin) == ("Tiny.Model", str(path), "gguf")
     assert (resolved.path / "config.json").is_file()
 

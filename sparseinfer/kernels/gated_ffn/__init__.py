@@ -79,9 +79,11 @@ class FfnWeights:
             raise ValueError("threshold has NaN")
 
     def _check(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        tensor = getattr(self, name)
-        if tensor is None and name.endswith("_bias"):
-            return
+        tensor: Tensor | None = getattr(self, name)
+        if tensor is None:
+            if name.endswith("_bias"):
+                return
+            raise ValueError(f"{name} is missing")
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
         if tensor.dtype != dtype:
