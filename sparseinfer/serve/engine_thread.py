@@ -48,7 +48,8 @@ class EngineThread:
         self._model = model
         self._tokenizer = tokenizer
         self._jobs: set[Job] = set()
-        """Jobs whose requests are in hand; touched on the event loop's thread alone."""
+        """Jobs whose requests are in hand; this and `_stopping` belong to the event loop's thread."""
+        self._stopping = False
         self._waiting: deque[Job] = deque()
         self._closed = False
         self._changed = threading.Condition()
@@ -70,6 +71,8 @@ class EngineThread:
     def job(self, work: Work) -> Iterator[Job]:
         """Queues work; leaving the context cancels what is left of it. Call on the event loop."""
         job = Job(work)
+        if self._stopping:
+            job.end(shutting_down())
         self._jobs.add(job)
         with self._changed:
             self._waiting.append(job)
@@ -85,7 +88,8 @@ class EngineThread:
                     self._waiting.remove(job)
 
     def end_all(self) -> None:
-        """Ends every job because the server stops. Call on the event loop."""
+        """Ends every job, and those still to come, for the server stops. Call on the event loop."""
+        self._stopping = True
         for job in self._jobs:
             job.end(shutting_down())
 

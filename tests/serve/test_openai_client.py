@@ -122,7 +122,17 @@ def test_stop(echo_server):
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("one t", "stop")
     assert answer.usage.completion_tokens == len("one two")
     streamed = complete(echo_server, "one two three", stop="two", stream=True)
-    assert [c.choices[0].text for c in streamed] == ["o", "n", "e", " ", ""]
+    assert "".join(c.choices[0].text for c in streamed) == "one "
+
+
+def test_unicode_line_ends_do_not_break_events(echo_server):
+    text = "a\u2028b\u2029c\x85d\x0ce\r\nf"
+    streamed = complete(echo_server, text, max_tokens=40, stream=True)
+    assert "".join(c.choices[0].text for c in streamed) == text
+    body = {"prompt": text, "max_tokens": 40, "stream": True}
+    with echo_server.http.stream("POST", "/v1/completions", json=body) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
 
 
 def test_text_that_only_begins_a_stop_string_is_not_lost(echo_server):
@@ -201,6 +211,17 @@ def test_broken_model_fails_the_request_not_the_server():
         assert "[DONE]" not in raw
         assert json.loads(raw.strip().split("\n\n")[-1][6:])["error"]["type"] == "server_error"
         assert complete(server, "fine", max_tokens=4).choices[0].text == "fine"
+
+
+def test_defect_in_the_template_is_an_error_of_that_request(monkeypatch):
+    tokenizer = byte_tokenizer()
+    monkeypatch.setattr(tokenizer, "encode_chat", lambda messages: 1 // 0)
+    with running(ScriptedModel(), tokenizer) as server:
+        with pytest.raises(openai.InternalServerError) as failed:
+            ask(server, "x")
+        assert failed.value.type == "server_error"
+        assert server.is_healthy()
+        assert server.taken == 0
 
 
 def test_defect_in_the_engine_is_not_shown_to_the_client(caplog):

@@ -65,7 +65,13 @@ def test_sigint_ends_an_idle_server(process):
 
 @pytest.mark.parametrize(
     ("host", "port"),
-    [("127.0.0.1", None), ("127.0.0.1", 70_000), ("nowhere.invalid", 0), ("203.0.113.1", 0)],
+    [
+        ("127.0.0.1", None),
+        ("127.0.0.1", 70_000),
+        ("127.0.0.1", -1),
+        ("nowhere.invalid", 0),
+        ("203.0.113.1", 0),
+    ],
 )
 def test_address_that_cannot_be_listened_on(host, port):
     app = create_app(ScriptedModel(), byte_tokenizer(), "scripted")

@@ -75,7 +75,7 @@ def test_disconnect_while_decoding_ends_within_a_step(held, stream):
     eventually(lambda: held.model.produced == 3)
     if stream:
         received = b""
-        while received.count(b"data:") < 3:
+        while b"data:" not in received:
             received += client.recv(65536)
     client.close()
     eventually(lambda: held.taken == 0)
@@ -115,16 +115,14 @@ def test_disconnect_in_the_body(held):
 
 def test_client_that_never_reads_is_dropped_and_delays_no_one(caplog):
     caplog.set_level(logging.WARNING, "sparseinfer")
-    tokens = 60_000
     model = ScriptedModel(endless, context_length=100_000)
     with (
         running(model, limits=Limits(send_seconds=0.5)) as server,
-        send(server, "one", receive_buffer=4096, stream=True, max_tokens=tokens),
+        send(server, "one", receive_buffer=4096, stream=True, max_tokens=60_000),
     ):
         eventually(lambda: model.started == ["one"])
         answer = server.complete("two", max_tokens=1)
         assert answer.status_code == 200
-        assert model.produced >= tokens  # it was generated all the same, and in its turn
         eventually(lambda: server.taken == 0)
         assert "read nothing for 0.5 seconds" in caplog.text
 

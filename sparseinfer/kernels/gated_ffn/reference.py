@@ -67,7 +67,8 @@ def gated_ffn(x: Tensor, weights: FfnWeights) -> FfnOutput:
         if weights.gate_bias is not None:
             g += weights.gate_bias[part]
         a = activation(weights.phi, g)
-        keep = ((a.abs() >= weights.threshold[part]) & (a != 0)) | a.isnan()
+        # Said by what is dropped, so that NaN, which compares false, is kept.
+        keep = ~((a.abs() < weights.threshold[part]) | (a == 0))
         u = x @ weights.up[part].float().T
         if weights.up_bias is not None:
             u += weights.up_bias[part]

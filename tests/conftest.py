@@ -1,0 +1,112 @@
+"""Tiny random models and tokenizers, made once per configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TINY = {
+    "vocab_size": 300,
+    "hidden_size": 48,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """make_model(family="llama", dtype="float32", shard_size=None, seed=0, **config) -> folder.
+
+    A random model with the tiny shape above, saved by transformers with a byte-level tokenizer and
+    a chat template. Weights are large enough that the FFNs matter. Treat the folder as read-only.
+    """
+    made: dict[str, Path] = {}
+
+    def make(
+        family: str = "llama",
+        *,
+        dtype: str = "float32",
+        shard_size: str | None = None,
+        seed: int = 0,
+        **changes: Any,
+    ) -> Path:
+        key = json.dumps([family, dtype, shard_size, seed, changes], sort_keys=True)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("tiny") / f"tiny-{family}"
+            write_model(folder, family, dtype, shard_size, seed, changes)
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+def write_model(
+    folder: Path,
+    family: str,
+    dtype: str,
+    shard_size: str | None,
+    seed: int,
+    changes: dict[str, Any],
+) -> None:
+    import transformers
+
+    config_class = {"llama": "LlamaConfig", "mistral": "MistralConfig"}[family]
+    config = getattr(transformers, config_class)(**{**TINY, **changes})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+            elif parameter.ndim == 2:
+                scale = parameter.shape[1] ** -0.5 if "embed" not in name else 1.0
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+            else:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model = model.to(getattr(torch, dtype))
+    sizes = {} if shard_size is None else {"max_shard_size": shard_size}
+    model.save_pretrained(folder, **sizes)
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer: ids 3..258 are the bytes, so characters split over tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {c: i + 3 for i, c in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    fast.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+    )
+    fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def prose_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local text of English prose, long enough for the tiny tokenizer to calibrate on."""
+    from pydoc_data.topics import topics
+
+    path = tmp_path_factory.mktemp("text") / "prose.txt"
+    path.write_text("\n\n".join(topics[name] for name in sorted(topics)[:12])[:20_000], "utf-8")
+    return path
