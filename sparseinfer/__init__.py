@@ -8,8 +8,9 @@ this package loads neither torch nor transformers.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from sparseinfer.version import __version__
 
 if TYPE_CHECKING:
     from sparseinfer.checkpoint import Checkpoint
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from sparseinfer.sources import load_text, resolve_model
     from sparseinfer.sparsity import Sparsities, SparsityCounts, sparsities
     from sparseinfer.tokenizer import load_tokenizer
-
-try:
-    __version__ = version("sparseinfer")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
 
 _HOMES = {
     "Checkpoint": "checkpoint",

@@ -76,7 +76,7 @@ class ParentRecord(_Record):
 
 
 class SparsityRecord(_Record):
-    """The `sparseinfer` block of `config.json`: the rule that makes neurons inactive, its origin."""
+    """The `sparseinfer` block of `config.json`: what makes neurons inactive, and its origin."""
 
     format_version: Literal[1] = FORMAT_VERSION
     method: str

@@ -4,7 +4,7 @@ Reading order: `layout` (file names), `shards` (safetensors files), `hashing` (w
 to weights), `reader` (`Checkpoint.open`), `writer` (`write_converted`).
 """
 
-from sparseinfer.checkpoint.reader import Checkpoint
+from sparseinfer.checkpoint.reader import Checkpoint, is_converted
 from sparseinfer.checkpoint.writer import write_converted
 
-__all__ = ["Checkpoint", "write_converted"]
+__all__ = ["Checkpoint", "is_converted", "write_converted"]

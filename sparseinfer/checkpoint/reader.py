@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sparseinfer import arch
 from sparseinfer.atomic import is_partial
@@ -69,7 +70,7 @@ class Checkpoint:
         elements: dict[str, int] = {}
         for info in self.tensors.values():
             elements[info.dtype] = elements.get(info.dtype, 0) + info.elements
-        return cast(DTypeName, shards.FLOAT_DTYPES[max(elements, key=lambda name: elements[name])])
+        return shards.FLOAT_DTYPES[max(elements, key=lambda name: elements[name])]
 
     @property
     def shard_files(self) -> list[Path]:
@@ -138,8 +139,16 @@ class Checkpoint:
         return result
 
 
+def is_converted(path: Path) -> bool:
+    """Whether `path` is a folder whose `config.json` says that sparseinfer wrote it."""
+    try:
+        return layout.RECORD_KEY in _read_json(path / layout.CONFIG, "")
+    except CheckpointError:
+        return False
+
+
 def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - False for names that no file can have
         raise CheckpointError(f"{path} is not a folder")
     raw = _read_json(path / layout.CONFIG, f"{path}: no {layout.CONFIG}; is it a model folder?")
     for name in (layout.CONFIG, "tokenizer_config.json"):
@@ -148,12 +157,25 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f"{path / name} asks for code of its own (auto_map); sparseinfer never runs "
                 "code from a checkpoint"
             )
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+    quantization = raw.get("quantization_config")
+    if quantization:
+        known = isinstance(quantization, dict) and "quant_method" in quantization
         raise UnsupportedError(
-            f"{path}: weights are quantised ({method}); give the unquantised checkpoint"
+            f"{path}: weights are quantised ({quantization['quant_method'] if known else 'unknown'}"
+            "); give the unquantised checkpoint"
         )
+    _check_names(raw, path)
     return raw
+
+
+def _check_names(raw: dict[str, Any], path: Path) -> None:
+    architectures = raw.get("architectures")
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
+        raise CheckpointError(f"{path}: config.json: architectures is not a list of names")
+    if not isinstance(raw.get("model_type"), str):
+        raise CheckpointError(f"{path}: config.json has no model_type; is it a model folder?")
 
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:
@@ -220,11 +242,15 @@ def _same_tensor(found: dict[str, shards.TensorInfo], one: str, other: str) -> b
     if other not in found:
         return False
     with shards.open_shard(found[one].file) as a, shards.open_shard(found[other].file) as b:
-        return torch.equal(a.get_tensor(one), b.get_tensor(other))
+        x, y = a.get_tensor(one), b.get_tensor(other)
+        return x.dtype == y.dtype and torch.equal(x, y)
 
 
 def _check_tensors(tensors: dict[str, shards.TensorInfo], config: ModelConfig, path: Path) -> None:
-    expected = arch.tensor_shapes(config)
+    # Every layer has tensors of its own: with fewer tensors than layers, do not list what is missing
+    # layer by layer (a damaged config may ask for billions).
+    layers = min(config.num_layers, len(tensors) + 1)
+    expected = arch.tensor_shapes(replace(config, num_layers=layers))
     missing = [name for name in expected if name not in tensors]
     surplus = [name for name in tensors if name not in expected]
     for kind, names in (("missing", missing), ("unexpected", surplus)):

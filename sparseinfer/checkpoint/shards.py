@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseinfer.checkpoint import layout
+from sparseinfer.config import BYTES_PER_WEIGHT, DTypeName
 from sparseinfer.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-FLOAT_DTYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+FLOAT_DTYPES: dict[str, DTypeName] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class TensorInfo:
             count *= size
         return count
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data; only for the types of `FLOAT_DTYPES`."""
+        return self.elements * BYTES_PER_WEIGHT[FLOAT_DTYPES[self.dtype]]
+
 
 def find_shards(folder: Path) -> list[Path]:
     """The weight files of a folder, in index order.
@@ -44,9 +50,12 @@ def find_shards(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            outside = any(Path(name).name != name for name in names)
+        except OSError as error:
+            raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{index} is not a valid weight index; fetch it again") from error
-        if any(Path(name).name != name for name in names):
+        if outside:
             raise CheckpointError(
                 f"{index} names a file outside the folder; it is not safe to load"
             )

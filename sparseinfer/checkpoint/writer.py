@@ -64,13 +64,15 @@ def write_converted(
     Raises:
         OutputError: `out` exists (without `force`), is not writable, or the disk is full.
     """
-    with atomic_folder(out, force=force) as folder:
+    with atomic_folder(out, force=force, keep_parents=False) as folder:
         _carry_over(parent.path, folder)
         if dtype == parent.dtype and not parent.dropped:
             ffn_sha256 = record.parent.ffn_sha256
             weight_map = _copy_shards(parent, folder, progress)
         else:
-            ffn_sha256, weight_map = _rewrite_shards(parent, folder, dtype, progress)
+            # Without a change of type the few tensors stored in another one (say, norms) keep it.
+            target = None if dtype == parent.dtype else dtype
+            ffn_sha256, weight_map = _rewrite_shards(parent, folder, target, progress)
         _write_json(folder / layout.INDEX, _index(folder, weight_map))
         if thresholds is not None:
             named = {layout.threshold_name(i): t.contiguous() for i, t in enumerate(thresholds)}
@@ -103,19 +105,22 @@ def _copy_shards(parent: Checkpoint, folder: Path, progress: layout.Progress) ->
 
 
 def _rewrite_shards(
-    parent: Checkpoint, folder: Path, dtype: DTypeName, progress: layout.Progress
+    parent: Checkpoint, folder: Path, dtype: DTypeName | None, progress: layout.Progress
 ) -> tuple[str, dict[str, str]]:
+    """Writes all tensors as `dtype`, or as they are stored where it is None."""
     import torch
 
-    target = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    groups = list(_plan(parent, BYTES_PER_WEIGHT[dtype]))
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    groups = list(_plan(parent, dtype))
     digest = FfnHash()
     weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, start=1):
         file = layout.shard_name(number, len(groups))
         held = {}
         for name, tensor in parent.read(names):
-            held[name] = tensor.to(target, copy=True)
+            held[name] = tensor.to(types[dtype] if dtype else tensor.dtype, copy=True)
+            # The largest fp32 values round to infinity in bf16.
+            shards.check_finite(held[name], f"{name} as {dtype}", parent.tensors[name].file)
             if arch.is_ffn_tensor(name):
                 digest.add(name, held[name])
             weight_map[name] = file
@@ -124,12 +129,13 @@ def _rewrite_shards(
     return digest.hexdigest(), weight_map
 
 
-def _plan(parent: Checkpoint, bytes_per_weight: int) -> Iterator[list[str]]:
+def _plan(parent: Checkpoint, dtype: DTypeName | None) -> Iterator[list[str]]:
     """Groups tensors, in the order of the parent's shards, into at most `MAX_SHARD_BYTES`."""
     group: list[str] = []
     size = 0
     for name in sorted(parent.tensors, key=lambda name: (parent.tensors[name].file, name)):
-        tensor_bytes = parent.tensors[name].elements * bytes_per_weight
+        info = parent.tensors[name]
+        tensor_bytes = info.elements * BYTES_PER_WEIGHT[dtype or shards.FLOAT_DTYPES[info.dtype]]
         if group and size + tensor_bytes > MAX_SHARD_BYTES:
             yield group
             group, size = [], 0
@@ -139,8 +145,8 @@ def _plan(parent: Checkpoint, bytes_per_weight: int) -> Iterator[list[str]]:
 
 
 def _index(folder: Path, weight_map: dict[str, str]) -> dict[str, Any]:
-    files = sorted(set(weight_map.values()))
-    total = sum((folder / file).stat().st_size for file in files)
+    written = shards.read_headers([folder / file for file in sorted(set(weight_map.values()))])
+    total = sum(info.nbytes for info in written.values())
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
 

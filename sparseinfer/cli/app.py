@@ -6,11 +6,12 @@ Status 0: done; 2: a mistake that the message explains; 130: interrupted.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
+from typing import Any
 
-import click
 import typer
 
 from sparseinfer.cli.convert import convert
@@ -24,7 +25,7 @@ from sparseinfer.errors import SparseInferError
 app = typer.Typer(
     name="sparseinfer",
     help="LLM inference that does not read the weights of neurons that do not fire.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -37,9 +38,14 @@ app.command()(inspect)
 app.command()(demo)
 
 
+# typer brings its own copy of click, or uses the real one, depending on its version.
+_UsageError: Any = typer.BadParameter.__base__
+_ClickException: Any = _UsageError.__base__
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from sparseinfer import __version__
+        from sparseinfer.version import __version__
 
         typer.echo(f"sparseinfer {__version__}")
         raise typer.Exit
@@ -47,15 +53,23 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Show the version."
     ),
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 def main() -> None:
     """Entry point of the console script."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - until the end
+    if isinstance(sys.stdout, io.TextIOWrapper):  # characters that a terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Libraries' own chatter would bury the one line that matters.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -69,30 +83,32 @@ def _run() -> int:
         status = app(standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        return 2
-    except click.UsageError as error:
+    except (typer.Abort, KeyboardInterrupt):
+        return _interrupted()
+    except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "sparseinfer"
         return _fail(f"{error.format_message()} (see '{command} --help')")
-    except click.Abort:
-        return _interrupted()
-    except click.ClickException as error:
+    except _ClickException as error:
         return _fail(error.format_message())
     except SparseInferError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        return _interrupted()
     except BrokenPipeError:
-        # The reader of our output left; the interpreter must not trip over it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output left.
+        _drop_output()
         return 0
     except MemoryError:
         return _fail("out of memory: try a smaller model, --weights bf16 or fewer tokens")
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            return _fail(f"no space left on the disk ({error.filename or 'unknown file'})")
+            if error.filename is None:
+                _drop_output()
+            return _fail(f"no space left on the disk ({error.filename or 'standard output'})")
         raise
+
+
+def _drop_output() -> None:
+    """Forgets what is still buffered: the interpreter must not trip over it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:

@@ -61,16 +61,26 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Two columns on stdout, plain where stdout is no terminal."""
+    """Two columns on stdout. Lines are wrapped for terminals only: scripts read whole values."""
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        width = max((len(name) for name, _ in rows), default=0)
+        typer.echo(title)
+        for name, value in rows:
+            first, *more = value.split("\n")
+            typer.echo(f"{name:<{width}}  {first}".rstrip())
+            for line in more:
+                typer.echo(f"{'':<{width}}  {line}".rstrip())
+        return
     table = Table(title=title, show_header=False, title_justify="left", box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
-    Console(highlight=False, markup=False, soft_wrap=False).print(table)
+    console.print(table)
 
 
 def percent(fraction: float) -> str:

@@ -29,7 +29,7 @@ def evaluate(
         int | None, typer.Option(help="Window in tokens; default 1024 or the model's own.")
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Advance of windows; default half the context.")
+        int | None, typer.Option(help="Advance of windows; default: no overlap.")
     ] = None,
     parent: Annotated[
         str | None, typer.Option(help="Dense model to compare with; default: as recorded.")

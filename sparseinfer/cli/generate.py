@@ -106,6 +106,10 @@ def _read_prompt(prompt: str) -> str:
     from sparseinfer.errors import PromptError
 
     if prompt != "-":
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:  # bytes of the command line that are no text
+            raise PromptError(f"the prompt is not UTF-8 text (character {error.start})") from error
         return prompt
     try:
         return sys.stdin.buffer.read().decode()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sparseinfer.cli.console import MODEL_HELP
+from sparseinfer.cli.console import MODEL_HELP, print_json
 
 
 def serve(
@@ -16,7 +16,7 @@ def serve(
     weights: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Default: physical cores.")] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object when ready.")
+        bool, typer.Option("--json", help="When ready, print one JSON object with the URL.")
     ] = False,
 ) -> None:
     """Serve a model over OpenAI's HTTP interface.
@@ -30,7 +30,12 @@ def serve(
     from sparseinfer.sources import resolve_model
     from sparseinfer.tokenizer import load_tokenizer
 
+    name = resolve_model(model).name
     loaded = load(model, weights=weights, threads=threads)
     tokenizer = load_tokenizer(loaded.checkpoint.path)
-    name = resolve_model(model).name
-    run_server(create_app(loaded, tokenizer, name), host, port)
+
+    def ready(url: str) -> None:
+        if as_json:
+            print_json({"url": url, "model": name})
+
+    run_server(create_app(loaded, tokenizer, name), host, port, on_ready=ready)

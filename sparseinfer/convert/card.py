@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sparseinfer import __version__
 from sparseinfer.config import SparsityRecord
 from sparseinfer.convert.method import Method
+from sparseinfer.version import __version__
 
 
 def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sparseinfer import arch
-from sparseinfer.atomic import refuse_existing
-from sparseinfer.checkpoint import Checkpoint, write_converted
+from sparseinfer.atomic import check_output
+from sparseinfer.checkpoint import Checkpoint, is_converted, write_converted
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.checkpoint.writer import validate_weights
 from sparseinfer.config import BYTES_PER_WEIGHT, DTypeName, ParentRecord, SparsityRecord
@@ -72,7 +73,7 @@ def convert(
         SparseInferError: any of its kinds; nothing is left at `out` then.
     """
     method = _method(act)
-    _check_options(method, sparsity, threshold, chess_score, calibration_tokens, dtype)
+    _check_options(method, sparsity, threshold, chess_score, calibration_tokens, seed, dtype)
     resolved = resolve_model(model, dtype=dtype)
     target = Path(out) if out is not None else Path(f"{resolved.name}-{act}")
     _check_output(target, resolved.path, force)
@@ -136,6 +137,7 @@ def _check_options(
     threshold: float | None,
     chess_score: str,
     calibration_tokens: int,
+    seed: int,
     dtype: str,
 ) -> None:
     if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
@@ -158,6 +160,8 @@ def _check_options(
             raise ConfigError(f"threshold {threshold} is not a finite number >= 0")
     if chess_score not in METHODS["chess"].scores:
         raise ConfigError(f"chess score {chess_score!r} is not one of l1, l2")
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise ConfigError(f"seed {seed} does not fit into 64 bits")
     if calibration_tokens < 1:
         raise ConfigError(f"calibration tokens {calibration_tokens} is not a positive number")
     if dtype not in ("auto", "fp32", "bf16"):
@@ -166,14 +170,14 @@ def _check_options(
 
 def _check_output(out: Path, source: Path, force: bool) -> None:
     """Refuses early, and refuses to overwrite what is not a converted checkpoint."""
-    if not force:
-        refuse_existing(out)
-    elif out.exists():
-        resolved = out.resolve()
-        if resolved == source.resolve() or resolved in source.resolve().parents:
-            raise OutputError(f"{out} holds the model to convert; choose another output (-o)")
-        if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
-            raise OutputError(f"{out} is not a checkpoint folder; --force only replaces those")
+    check_output(out, force=force)
+    if not os.path.lexists(out):
+        return
+    resolved = out.resolve()
+    if resolved == source.resolve() or resolved in source.resolve().parents:
+        raise OutputError(f"{out} holds the model to convert; choose another output (-o)")
+    if not is_converted(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise OutputError(f"{out} is not a converted checkpoint; --force only replaces those")
 
 
 def _check_parent(method: Method, parent: Checkpoint) -> None:

@@ -62,10 +62,12 @@ class Sampler:
         """The next token id from logits [V] (fp32).
 
         Raises:
-            NumericalError: logits that are NaN.
+            NumericalError: logits that are NaN or infinite.
         """
-        if math.isnan(float(logits.max())):  # a maximum passes NaN on
-            raise NumericalError("the model computed NaN logits: its weights are broken")
+        if not math.isfinite(float(logits.max())):  # a maximum passes NaN on
+            raise NumericalError(
+                "the model computed NaN or infinite logits: its weights are broken"
+            )
         if self._sampling.temperature == 0:
             return int(torch.argmax(logits))
         probabilities = token_probabilities(logits, self._sampling)

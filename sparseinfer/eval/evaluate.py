@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
@@ -74,7 +73,7 @@ def evaluate(
         model: local folder, `.gguf` file, hub id or alias.
         tokens: score about this many tokens from the start of the text; None scores all.
         context: window size in tokens; default 1024, or the model's context where shorter.
-        stride: tokens by which windows advance; default half the context.
+        stride: tokens by which windows advance; default: windows do not overlap.
         parent: dense model to compare with; default is the one in the conversion record.
         by: compute in chunks (`prefill`) or token by token (`decode`).
 
@@ -86,19 +85,16 @@ def evaluate(
     resolved = resolve_model(model, dtype=weights if weights in ("fp32", "bf16") else "auto")
     checkpoint = Checkpoint.open(resolved.path)
     context = _context(context, checkpoint)
-    default_stride = max(1, context // 2)
     windows, recipe = make_windows(
         load_text(text),
         load_tokenizer(checkpoint.path),
         tokens=tokens,
         context=context,
-        stride=default_stride if stride is None else stride,
+        stride=stride,
         by=by,
     )
-    if parent is not None:
-        dense_checkpoint, reason = Checkpoint.open(resolve_model(parent).path), ""
-    else:
-        dense_checkpoint, reason = find_parent(checkpoint)
+    found, reason = (resolve_model(parent), "") if parent else find_parent(checkpoint)
+    dense_checkpoint = Checkpoint.open(found.path) if found else None
     if dense_checkpoint and dense_checkpoint.config.vocab_size != checkpoint.config.vocab_size:
         raise ConfigError(
             f"the parent's vocabulary ({dense_checkpoint.config.vocab_size}) is not the model's "
@@ -115,7 +111,7 @@ def evaluate(
         recipe=recipe,
         perplexity=_perplexity(totals.nll, totals.tokens),
         bits_per_byte=totals.nll / math.log(2) / recipe.bytes_scored,
-        comparison=_comparison(dense_checkpoint, totals),
+        comparison=_comparison(found.name, totals) if found else None,
         no_comparison_because=reason,
         layer_sparsity=tuple(counts.neuron_sparsity(checkpoint.config)),
         sparsities=sparsities(checkpoint.config, running.bytes_per_weight, counts),
@@ -138,12 +134,10 @@ def _perplexity(nll: float, tokens: int) -> float:
         return math.inf
 
 
-def _comparison(dense: Checkpoint | None, totals: Totals) -> Comparison | None:
-    if dense is None:
-        return None
+def _comparison(parent: str, totals: Totals) -> Comparison:
     dense_perplexity = _perplexity(totals.dense_nll, totals.tokens)
     return Comparison(
-        parent=Path(dense.path).name,
+        parent=parent,
         perplexity=dense_perplexity,
         perplexity_ratio=math.exp((totals.nll - totals.dense_nll) / totals.tokens),
         kl=totals.kl / totals.tokens,

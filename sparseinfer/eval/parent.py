@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import SparseInferError
-from sparseinfer.sources import resolve_model
+from sparseinfer.sources import ResolvedModel, resolve_model
 
 
-def find_parent(checkpoint: Checkpoint) -> tuple[Checkpoint | None, str]:
+def find_parent(checkpoint: Checkpoint) -> tuple[ResolvedModel | None, str]:
     """The parent named in the conversion record, or None and the reason in one sentence."""
     if checkpoint.record is None:
         return None, "this checkpoint was not converted: there is no dense parent to compare with"
@@ -22,4 +22,4 @@ def find_parent(checkpoint: Checkpoint) -> tuple[Checkpoint | None, str]:
             f"{recorded.reference} has other FFN weights than when it was converted; "
             "give the right one with --parent"
         )
-    return parent, ""
+    return resolved, ""

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sparseinfer import __version__
 from sparseinfer.errors import OutputError
 from sparseinfer.eval.evaluate import Evaluation
+from sparseinfer.version import __version__
 
 REPORT_VERSION = 1
 

@@ -12,7 +12,7 @@ from sparseinfer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Window:
-    """Token ids to run at once; the last `scored` of them count."""
+    """Token ids; all but the last are run at once, and the last `scored` are predicted."""
 
     ids: tuple[int, ...]
     scored: int
@@ -38,7 +38,7 @@ def make_windows(
     *,
     tokens: int | None,
     context: int,
-    stride: int,
+    stride: int | None,
     by: str,
 ) -> tuple[list[Window], Recipe]:
     """Sliding windows over a text: every token is scored once, given at least context - stride
@@ -46,14 +46,16 @@ def make_windows(
 
     Args:
         tokens: score at most about this many tokens from the start of the text; None: all.
-        context: tokens of a window, with special tokens.
-        stride: tokens by which windows advance.
+        context: tokens that the model reads at once, with special tokens.
+        stride: tokens by which windows advance; None: all that a window holds, so that windows
+            do not overlap.
 
     Raises:
         ConfigError: a stride that is not in 1..context, or a text without two tokens.
     """
     prefix = tuple(tokenizer.special_prefix)
     capacity = context - len(prefix)
+    stride = capacity if stride is None else stride
     if not 1 <= stride <= capacity:
         raise ConfigError(f"stride {stride} is not between 1 and the context's {capacity} tokens")
     ids, offsets = tokenizer.encode_with_offsets(text.joined)
@@ -66,8 +68,9 @@ def make_windows(
     end = 0
     while end < len(ids):
         begin_scored = max(end, first)
-        end = min(len(ids), capacity if end == 0 else end + stride)
-        start = max(0, end - capacity)
+        # The last id is only predicted: the model reads one token less than a window has.
+        end = min(len(ids), capacity + 1 if end == 0 else end + stride)
+        start = max(0, end - capacity - 1)
         windows.append(Window(prefix + tuple(ids[start:end]), end - begin_scored))
     scored_text = text.joined[offsets[first][0] : offsets[len(ids) - 1][1]]
     recipe = Recipe(

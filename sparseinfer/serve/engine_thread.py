@@ -48,7 +48,7 @@ class EngineThread:
         self._model = model
         self._tokenizer = tokenizer
         self._jobs: set[Job] = set()
-        """Jobs whose requests are in hand; this and `_stopping` belong to the event loop's thread."""
+        """Jobs of the requests in hand; this and `_stopping` belong to the event loop's thread."""
         self._stopping = False
         self._waiting: deque[Job] = deque()
         self._closed = False

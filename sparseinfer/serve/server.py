@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -22,16 +22,22 @@ _LAST_RESORT_SECONDS = 5
 """After the requests in hand were told to end, before their connections are cut."""
 
 
-def run_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
+def run_server(
+    app: FastAPI,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
     """Serves an app of `create_app` until SIGINT or SIGTERM, then returns.
 
     Requests in hand may finish within `Limits.drain_seconds`; the rest end with an error. Logs one
-    line to the logger `sparseinfer` when ready and prints nothing.
+    line to the logger `sparseinfer` when ready and prints nothing; `on_ready` then gets the URL.
 
     Raises:
         ConfigError: the address cannot be listened on (port in use, unknown host, no permission).
     """
-    Server(app, host, port).run()
+    Server(app, host, port, on_ready=on_ready).run()
 
 
 class Server(uvicorn.Server):
@@ -41,7 +47,15 @@ class Server(uvicorn.Server):
         ConfigError: as `run_server`.
     """
 
-    def __init__(self, app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        *,
+        on_ready: Callable[[str], None] | None = None,
+    ) -> None:
+        self._on_ready = on_ready
         self._service: Service = app.state.service
         self._socket = _listen(host, port)
         self.host = host
@@ -76,7 +90,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host = f"[{self.host}]" if ":" in self.host else self.host
-            logger.info("serving %s on http://%s:%d", self._service.name, host, self.port)
+            url = f"http://{host}:{self.port}"
+            logger.info("serving %s on %s", self._service.name, url)
+            if self._on_ready is not None:
+                self._on_ready(url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text through until the first stop string, which is not passed on.
+    """Passes text through until a stop string is complete, which is not passed on.
 
-    Text that could be the beginning of a stop string is held back until it is decided.
+    Of several the one that ends first counts, and of those that end together the longest: the same
+    as with one character at a time, so it does not matter how the text is cut into pieces. Text
+    that could be the beginning of a stop string is held back until it is decided.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -24,10 +26,11 @@ class StopStrings:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        starts = ((self._held.find(stop), len(stop)) for stop in self._stops)
+        found = [(start + size, start) for start, size in starts if start >= 0]
         if found:
             self.stopped = True
-            passed, self._held = self._held[: min(found)], ""
+            passed, self._held = self._held[: min(found)[1]], ""
             return passed
         keep = self._undecided()
         passed = self._held[: len(self._held) - keep]

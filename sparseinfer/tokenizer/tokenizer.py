@@ -49,7 +49,7 @@ class Tokenizer:
         """What `encode` puts before any text (a beginning-of-text token, or nothing)."""
         with_special = self._hf("a", verbose=False).input_ids
         plain = self._hf("a", add_special_tokens=False, verbose=False).input_ids
-        return list(with_special[: with_special.index(plain[0])])
+        return list(with_special[: with_special.index(plain[0])]) if plain else []
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds by default."""
@@ -86,15 +86,13 @@ class Tokenizer:
         Raises:
             PromptError: no chat template, or messages that the template refuses.
         """
-        from jinja2 import TemplateError
-
         if not self.has_chat_template:
             raise PromptError("the model has no chat template; send a plain prompt instead")
         try:
             ids = self._hf.apply_chat_template(
                 list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # a template can fail in every way that an expression can
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise PromptError(f"the chat template refuses these messages: {reason}") from error
         return list(ids)

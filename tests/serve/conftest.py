@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from sparseinfer.serve import Limits, Server, create_app
+from sparseinfer.serve.engine_thread import ServedModel
 from sparseinfer.tokenizer import Tokenizer
 
 from .scripted import ScriptedModel, byte_tokenizer
@@ -58,19 +59,17 @@ class Running:
 
 @contextmanager
 def running(
-    model: ScriptedModel, tokenizer: Tokenizer | None = None, limits: Limits | None = None
+    model: ServedModel, tokenizer: Tokenizer | None = None, limits: Limits | None = None
 ) -> Iterator[Running]:
     app = create_app(model, tokenizer or byte_tokenizer(), "scripted", limits=limits)
     server = Server(app, port=0)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=20) as http:
             eventually(lambda: server.started)
             yield Running(model, server, http)
     finally:
-        if model.permits is not None:
-            model.permits.release(10_000)
         server.stop()
         thread.join(30)
         assert not thread.is_alive()

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from sparseinfer.errors import ConfigError
-from sparseinfer.serve import create_app, run_server
+from sparseinfer.serve import Server, create_app, run_server
 
 from .scripted import ScriptedModel, byte_tokenizer
 
@@ -61,6 +61,19 @@ def test_sigint_ends_an_idle_server(process):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=15)
     assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_url_is_told_when_ready():
+    app = create_app(ScriptedModel(), byte_tokenizer(), "scripted")
+    seen = []
+
+    def ready(url):
+        seen.append(url)
+        server.stop()
+
+    server = Server(app, port=0, on_ready=ready)
+    server.run()
+    assert seen == [f"http://127.0.0.1:{server.port}"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def held():
     model.permits = threading.Semaphore(0)
     with running(model, limits=Limits(waiting_requests=2)) as server:
         yield server
+        model.permits.release(10_000)
 
 
 def send(server: Running, prompt: str, *, receive_buffer: int | None = None, **fields):

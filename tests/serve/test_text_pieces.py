@@ -51,7 +51,6 @@ def byte_level_decode():
         pytest.param(
             fallback_decode,
             id="byte-fallback",
-            marks=pytest.mark.xfail(reason="TextStream's context may start inside a character"),
         ),
     ],
 )
@@ -93,9 +92,6 @@ def test_bytes_that_are_no_character_do_not_block_what_follows():
     assert set(shown[1:-1]) == {"\ufffd"}
 
 
-@pytest.mark.xfail(
-    reason="StopStrings prefers the stop that begins first to the one complete first"
-)
 @settings(max_examples=300, deadline=None)
 @given(
     chunks=st.lists(st.text("ab", max_size=4), max_size=6),
