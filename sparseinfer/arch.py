@@ -152,7 +152,11 @@ def model_config(raw: dict[str, Any], where: str) -> ModelConfig:
         raise CheckpointError(f"{where}: head_dim {hf.head_dim} is odd; RoPE needs an even one")
     phi, psi = ACTIVATIONS[hf.hidden_act]
     eos = hf.eos_token_id
-    window = getattr(hf, "sliding_window", None)
+    window = getattr(hf, "sliding_window", None) if family.name == "mistral" else None
+    if window is not None and window < 1:
+        raise CheckpointError(
+            f"{where}: config.json has sliding_window = {window}; it must be null or >= 1"
+        )
     return ModelConfig(
         family=family.name,
         vocab_size=hf.vocab_size,
@@ -164,7 +168,7 @@ def model_config(raw: dict[str, Any], where: str) -> ModelConfig:
         head_dim=hf.head_dim,
         rms_norm_eps=hf.rms_norm_eps,
         context_length=_context_length(hf),
-        sliding_window=window if family.name == "mistral" else None,
+        sliding_window=window,
         attention_bias=bool(getattr(hf, "attention_bias", False)),
         mlp_bias=bool(getattr(hf, "mlp_bias", False)),
         tied_embeddings=bool(hf.tie_word_embeddings),

@@ -93,9 +93,11 @@ def _run() -> int:
     except SparseInferError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # The reader of our output left.
-        _drop_output()
-        return 0
+        return _reader_left()
+    except SystemExit as error:  # click's answer to a broken pipe
+        if isinstance(error.__context__, BrokenPipeError):
+            return _reader_left()
+        raise
     except MemoryError:
         return _fail("out of memory: try a smaller model, --weights bf16 or fewer tokens")
     except OSError as error:
@@ -104,6 +106,11 @@ def _run() -> int:
                 _drop_output()
             return _fail(f"no space left on the disk ({error.filename or 'standard output'})")
         raise
+
+
+def _reader_left() -> int:
+    _drop_output()
+    return 0
 
 
 def _drop_output() -> None:

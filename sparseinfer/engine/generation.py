@@ -46,7 +46,6 @@ class Generation(Iterator[int]):
         self._max_tokens = max_tokens
         self._stop_ids = stop_ids
         self._decode_counts = decode_counts
-        self._counts_before = decode_counts()
         self._decode_steps = 0
 
     @property
@@ -56,17 +55,18 @@ class Generation(Iterator[int]):
 
     @property
     def prefill_tokens_per_second(self) -> float | None:
+        """Prompt tokens per second; None before the first token."""
         return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else None
 
     @property
     def sparsity(self) -> SparsityCounts:
-        """Rows read by the decode steps since this generation began."""
-        return self._decode_counts() - self._counts_before
+        """Rows read by the decode steps of this generation alone."""
+        return self._decode_counts()
 
     def __next__(self) -> int:
         if self.finish_reason is not None:
             raise StopIteration
-        if self.completion_tokens == self._max_tokens:
+        if self.completion_tokens >= self._max_tokens:
             self.finish_reason = "length"
             raise StopIteration
         began = time.perf_counter()

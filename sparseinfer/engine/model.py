@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -16,7 +18,7 @@ from sparseinfer.engine.generation import Generation
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.sampling import GREEDY, Sampler, Sampling
 from sparseinfer.engine.weights import WeightType, choose_type, load_weights
-from sparseinfer.errors import ConfigError, PromptError, UnsupportedError
+from sparseinfer.errors import CheckpointError, ConfigError, PromptError, UnsupportedError
 from sparseinfer.kernels.threads import CpuPool
 from sparseinfer.sources import resolve_model
 from sparseinfer.sparsity import SparsityCounts
@@ -25,6 +27,9 @@ Phase = Literal["prefill", "decode"]
 
 CHUNK_TOKENS = 512
 """Prompts are computed this many tokens at a time, which bounds the memory of a long one."""
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_NOT_IDS = "the prompt must be a flat sequence of token ids, whole numbers"
 
 
 def load(
@@ -50,10 +55,30 @@ def load(
     """
     if device != "cpu":
         raise UnsupportedError(f"device {device!r} is not supported in this version; use 'cpu'")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads {threads} is not a positive number")
+    if threads is not None and not _is_count(threads):
+        raise ConfigError(f"threads {threads!r} is not a positive whole number")
     resolved = resolve_model(str(model), dtype=weights if weights in ("fp32", "bf16") else "auto")
     return Model(Checkpoint.open(resolved.path), weights=weights, threads=threads)
+
+
+@dataclass
+class _Rows:
+    """Rows of (up, down) read so far, int64 [L, 2], and over how many tokens."""
+
+    rows: torch.Tensor
+    tokens: int = 0
+
+    @classmethod
+    def zero(cls, layers: int) -> _Rows:
+        return cls(torch.zeros(layers, 2, dtype=torch.int64))
+
+    def add(self, rows: torch.Tensor, tokens: int) -> None:
+        self.rows += rows
+        self.tokens += tokens
+
+    def counts(self) -> SparsityCounts:
+        up, down = self.rows[:, 0].tolist(), self.rows[:, 1].tolist()
+        return SparsityCounts(self.tokens, tuple(up), tuple(down))
 
 
 class Model:
@@ -73,10 +98,14 @@ class Model:
             Rope(checkpoint.raw, str(checkpoint.path)),
             pool,
         )
+        self.stop_ids: frozenset[int] = _end_of_text_ids(checkpoint)
+        """Ids that end a text, as transformers' `generate` takes them: `generation_config.json`
+        before `config.json`."""
         self.reset_sparsity()
 
     @property
     def bytes_per_weight(self) -> int:
+        """Bytes of one stored weight: 4 for fp32, 2 for bf16."""
         return BYTES_PER_WEIGHT[self.weight_type]
 
     def generate(
@@ -106,16 +135,17 @@ class Model:
                 f"the prompt has {len(prompt)} tokens, the model's context holds "
                 f"{self.config.context_length} including the answer; shorten the prompt"
             )
-        if max_tokens is not None and max_tokens < 1:
-            raise ConfigError(f"max_tokens {max_tokens} is not a positive number")
+        if max_tokens is not None and not _is_count(max_tokens):
+            raise ConfigError(f"max_tokens {max_tokens!r} is not a positive whole number")
         cache = self._runner.new_cache()
+        decoded = _Rows.zero(self.config.num_layers)
         return Generation(
             prompt,
-            lambda ids: self._last_logits(ids, cache),
+            lambda ids: self._last_logits(ids, cache, decoded),
             Sampler(sampling),
             max_tokens=room if max_tokens is None else min(max_tokens, room),
-            stop_ids=frozenset(self.config.eos_token_ids if stop_ids is None else stop_ids),
-            decode_counts=lambda: self.sparsity("decode"),
+            stop_ids=frozenset(self.stop_ids if stop_ids is None else stop_ids),
+            decode_counts=decoded.counts,
         )
 
     def logits(self, ids: Sequence[int], *, by: Phase = "prefill") -> torch.Tensor:
@@ -127,6 +157,7 @@ class Model:
 
         Raises:
             PromptError: an empty or too long sequence, or an id outside the vocabulary.
+            ConfigError: an unknown `by`.
         """
         return torch.cat(list(self._chunks(self._checked(ids), by)))
 
@@ -135,6 +166,7 @@ class Model:
 
         Raises:
             PromptError: an empty or too long sequence, or an id outside the vocabulary.
+            ConfigError: an unknown `by`.
         """
         checked = self._checked(ids)
         scores = []
@@ -152,23 +184,30 @@ class Model:
 
         Args:
             phase: only prompt (`prefill`) or only generated (`decode`) tokens; default is both.
+
+        Raises:
+            ConfigError: an unknown phase.
         """
         if phase is None:
             return self.sparsity("prefill") + self.sparsity("decode")
-        rows = self._rows[phase]
-        up, down = rows[:, 0].tolist(), rows[:, 1].tolist()
-        return SparsityCounts(self._tokens[phase], tuple(up), tuple(down))
+        return self._rows[_checked_phase(phase)].counts()
 
     def reset_sparsity(self) -> None:
         """Sets the counts of `sparsity` to zero."""
-        zeros = torch.zeros(self.config.num_layers, 2, dtype=torch.int64)
-        self._rows: dict[Phase, torch.Tensor] = {"prefill": zeros.clone(), "decode": zeros.clone()}
-        self._tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
+        layers = self.config.num_layers
+        self._rows: dict[Phase, _Rows] = {phase: _Rows.zero(layers) for phase in get_args(Phase)}
 
     def _checked(self, ids: Sequence[int]) -> torch.Tensor:
-        if len(ids) == 0:
+        try:
+            tensor = torch.as_tensor(ids)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise PromptError(_NOT_IDS) from error
+        if tensor.numel() == 0:
             raise PromptError("the prompt is empty; give at least one token")
-        tensor = torch.as_tensor(ids, dtype=torch.int64)
+        if tensor.ndim != 1 or tensor.dtype not in _INTEGERS:
+            raise PromptError(_NOT_IDS)
+        # A copy: generation reads the prompt later than the caller may change it.
+        tensor = tensor.to(torch.int64, copy=True)
         if int(tensor.min()) < 0 or int(tensor.max()) >= self.config.vocab_size:
             raise PromptError(f"a token id is outside the vocabulary [0, {self.config.vocab_size})")
         if len(tensor) > self.config.context_length:
@@ -178,21 +217,22 @@ class Model:
             )
         return tensor
 
-    def _last_logits(self, ids: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        phase: Phase = "prefill" if cache.length == 0 else "decode"
+    def _last_logits(self, ids: torch.Tensor, cache: KVCache, decoded: _Rows) -> torch.Tensor:
+        counters = [self._rows["prefill"]] if cache.length == 0 else [self._rows["decode"], decoded]
         logits = None
         for chunk in ids.split(CHUNK_TOKENS):
-            logits = self._forward(chunk, cache, phase, all_logits=False)
+            logits = self._forward(chunk, cache, counters, all_logits=False)
         assert logits is not None  # `ids` is never empty
         return logits[0]
 
     def _chunks(self, ids: torch.Tensor, by: Phase) -> Iterator[torch.Tensor]:
+        counters = [self._rows[_checked_phase(by)]]
         cache = self._runner.new_cache()
         for chunk in ids.split(CHUNK_TOKENS if by == "prefill" else 1):
-            yield self._forward(chunk, cache, by, all_logits=True)
+            yield self._forward(chunk, cache, counters, all_logits=True)
 
     def _forward(
-        self, ids: torch.Tensor, cache: KVCache, phase: Phase, *, all_logits: bool
+        self, ids: torch.Tensor, cache: KVCache, counters: Sequence[_Rows], *, all_logits: bool
     ) -> torch.Tensor:
         # In decode torch does only small operations between native kernels: its own threads would
         # spin on the cores that those need.
@@ -201,6 +241,33 @@ class Model:
             torch.set_num_threads(torch_threads)
         with torch.inference_mode():
             logits, rows = self._runner.forward(ids, cache, all_logits=all_logits)
-        self._rows[phase] += rows
-        self._tokens[phase] += ids.shape[0]
+        for counter in counters:
+            counter.add(rows, ids.shape[0])
         return logits
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _checked_phase(phase: Phase) -> Phase:
+    if phase not in get_args(Phase):
+        raise ConfigError(f"{phase!r} is not one of {', '.join(get_args(Phase))}")
+    return phase
+
+
+def _end_of_text_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    """`eos_token_id` of generation_config.json where it has one: chat models end turns by it."""
+    path = checkpoint.path / "generation_config.json"
+    try:
+        found = json.loads(path.read_text("utf-8")).get("eos_token_id")
+    except FileNotFoundError:
+        return checkpoint.config.eos_token_ids
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a readable JSON object ({error})") from error
+    if found is None:
+        return checkpoint.config.eos_token_ids
+    ids = found if isinstance(found, list) else [found]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+        raise CheckpointError(f"{path}: eos_token_id {found!r} is not an id or a list of ids")
+    return frozenset(ids)

@@ -7,15 +7,22 @@ from typing import Any
 import torch
 
 from sparseinfer import arch
+from sparseinfer.errors import CheckpointError
 
 
 class Rope:
     """cos and sin for every position of the context, computed as far as they are used."""
 
     def __init__(self, raw_config: dict[str, Any], where: str) -> None:
-        """Raises CheckpointError or UnsupportedError for a config that transformers refuses."""
+        """Raises CheckpointError or UnsupportedError for RoPE parameters that make no sense."""
         hf: Any = arch.hf_config(raw_config, where)
-        self._inv_freq, self._scale = _frequencies(hf)
+        try:
+            self._inv_freq, self._scale = _frequencies(hf)
+        except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{where}: bad RoPE parameters in config.json: {reason}") from error
+        if not bool(torch.isfinite(self._inv_freq).all()):
+            raise CheckpointError(f"{where}: RoPE parameters in config.json give no frequencies")
         self._cos = torch.empty(0, 2 * self._inv_freq.numel())
         self._sin = self._cos
 

@@ -34,14 +34,18 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
             raise ConfigError(f"temperature {self.temperature} is outside [0, 100]")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k {self.top_k} is negative; 0 keeps all tokens")
+        if not _is_whole(self.top_k) or self.top_k < 0:
+            raise ConfigError(f"top_k {self.top_k} is not a whole number >= 0; 0 keeps all tokens")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p {self.top_p} is outside (0, 1]")
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p {self.min_p} is outside [0, 1]")
-        if self.seed is not None and not 0 <= self.seed < 1 << 63:
-            raise ConfigError(f"seed {self.seed} is outside [0, 2^63)")
+        if self.seed is not None and not (_is_whole(self.seed) and 0 <= self.seed < 1 << 63):
+            raise ConfigError(f"seed {self.seed} is not a whole number in [0, 2^63)")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 GREEDY = Sampling()

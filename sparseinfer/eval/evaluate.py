@@ -139,7 +139,7 @@ def _comparison(parent: str, totals: Totals) -> Comparison:
     return Comparison(
         parent=parent,
         perplexity=dense_perplexity,
-        perplexity_ratio=math.exp((totals.nll - totals.dense_nll) / totals.tokens),
+        perplexity_ratio=_perplexity(totals.nll - totals.dense_nll, totals.tokens),
         kl=totals.kl / totals.tokens,
         top1_agreement=totals.top1_agreements / totals.tokens,
     )
