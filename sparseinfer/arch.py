@@ -97,7 +97,10 @@ def hf_config(raw: dict[str, Any], where: str) -> PreTrainedConfig:
     family = family_of(raw, where)
     fields = {key: value for key, value in raw.items() if key not in ("model_type", "sparseinfer")}
     try:
-        return getattr(transformers, family.config_class)(**fields)
+        config = getattr(transformers, family.config_class)(**fields)
+        # Only now does it see a top-level original_max_position_embeddings, as its models will.
+        config.standardize_rope_params()
+        return config
     except Exception as error:  # transformers raises its validators' own classes
         message = " ".join(str(error).split())
         raise CheckpointError(f"{where}: config.json is not valid: {message}") from error

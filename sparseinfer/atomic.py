@@ -31,9 +31,7 @@ def is_partial(folder: Path) -> bool:
 
 
 @contextmanager
-def atomic_folder(
-    out: Path, *, force: bool = False, keep_parents: bool = True
-) -> Iterator[Path]:
+def atomic_folder(out: Path, *, force: bool = False, keep_parents: bool = True) -> Iterator[Path]:
     """Yields an empty temporary folder that becomes `out` when the block ends without an exception.
 
     With `force` an existing `out` is replaced, and only once the new one is complete. Left-overs of

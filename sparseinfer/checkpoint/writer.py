@@ -1,7 +1,7 @@
 """Writes converted checkpoints: every shard validated first, then written, then renamed into place.
 
 Weights that stay as they are are copied file by file; a change of type rewrites them in shards of
-at most 1 GiB. Either way memory stays near one shard.
+at most 512 MiB. Either way memory stays near one shard.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sparseinfer.config import BYTES_PER_WEIGHT, DTypeName, SparsityRecord
 if TYPE_CHECKING:
     import torch
 
-MAX_SHARD_BYTES = 1 << 30
+MAX_SHARD_BYTES = 1 << 29
 
 
 def validate_weights(checkpoint: Checkpoint, progress: layout.Progress = layout.no_progress) -> str:
@@ -76,8 +76,8 @@ def write_converted(
         _write_json(folder / layout.INDEX, _index(folder, weight_map))
         if thresholds is not None:
             named = {layout.threshold_name(i): t.contiguous() for i, t in enumerate(thresholds)}
-            metadata = {"format": "pt", layout.HASH_KEY: ffn_sha256}
-            shards.save_shard(named, folder / layout.SPARSITY, metadata)
+            # A single key: safetensors writes several in an order that changes from run to run.
+            shards.save_shard(named, folder / layout.SPARSITY, {layout.HASH_KEY: ffn_sha256})
         (folder / "README.md").write_text(card, "utf-8")
         raw = arch.with_activation(parent.raw, hidden_act, str(parent.path))
         raw["dtype"] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]

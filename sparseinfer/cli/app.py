@@ -41,6 +41,7 @@ app.command()(demo)
 # typer brings its own copy of click, or uses the real one, depending on its version.
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
+_INTERRUPTED = 130
 
 
 def _print_version(wanted: bool) -> None:
@@ -80,7 +81,9 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="sparseinfer", standalone_mode=False)
+        if status == _INTERRUPTED:
+            return _interrupted()
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except (typer.Abort, KeyboardInterrupt):
@@ -125,4 +128,4 @@ def _fail(message: str) -> int:
 
 def _interrupted() -> int:
     print("interrupted", file=sys.stderr)
-    return 130
+    return _INTERRUPTED

@@ -20,9 +20,9 @@ class Rope:
             self._inv_freq, self._scale = _frequencies(hf)
         except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise CheckpointError(f"{where}: bad RoPE parameters in config.json: {reason}") from error
+            raise CheckpointError(f"{where}: bad RoPE values in config.json: {reason}") from error
         if not bool(torch.isfinite(self._inv_freq).all()):
-            raise CheckpointError(f"{where}: RoPE parameters in config.json give no frequencies")
+            raise CheckpointError(f"{where}: RoPE values in config.json are out of range")
         self._cos = torch.empty(0, 2 * self._inv_freq.numel())
         self._sin = self._cos
 

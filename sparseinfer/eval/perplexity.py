@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from sparseinfer.checkpoint.layout import Progress
 from sparseinfer.engine import Model
 from sparseinfer.engine.model import Phase
+from sparseinfer.errors import NumericalError
 from sparseinfer.eval.windows import Window
 
 _ROWS_AT_ONCE = 128
@@ -40,6 +42,9 @@ def measure(
     Args:
         dense: the model to compare with, of the same vocabulary; None leaves the comparison at 0.
         by: `prefill` or `decode`, see `Model.logits`.
+
+    Raises:
+        NumericalError: a model that computes NaN.
     """
     totals = Totals()
     for done, window in enumerate(windows, start=1):
@@ -54,6 +59,9 @@ def measure(
                 logits[rows],
                 None if dense_logits is None else dense_logits[rows],
             )
+        for name, nll in (("model", totals.nll), ("dense parent", totals.dense_nll)):
+            if not math.isfinite(nll):
+                raise NumericalError(f"the {name} computes NaN logits: its weights are broken")
         progress("scoring", done, len(windows))
     return totals
 

@@ -1,0 +1,183 @@
+"""What commands print, where, and in which form."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sparseinfer.checkpoint import Checkpoint
+
+from .conftest import listing
+
+COMMANDS = ["convert", "generate", "eval", "serve", "inspect", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(cli, command):
+    result = cli(command, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert "Usage: sparseinfer " + command in result.out
+    assert "--help" in result.out
+
+
+def test_help_lists_every_command(cli):
+    result = cli("--help")
+    assert result.code == 0
+    assert all(command in result.out for command in COMMANDS)
+    assert cli().out.strip() == result.out.strip()
+    assert cli().code == 2
+
+
+def test_version(cli):
+    from sparseinfer import __version__
+
+    assert cli("--version").out == f"sparseinfer {__version__}\n"
+
+
+# ---- inspect
+
+
+def test_inspect_dense(cli, make_model):
+    model = make_model()
+    content = cli("inspect", model, "--json").json
+    assert content["architecture"] == "LlamaForCausalLM"
+    assert content["path"] == str(model)
+    assert content["record"] is None
+    assert content["thresholds"] is None
+    assert content["calibrated_sparsities"] is None
+    assert content["ffn"] == {"phi": "silu", "psi": "id"}
+    assert content["config"]["intermediate_size"] == 112
+    assert content["parameters"] == sum(
+        info.elements for info in Checkpoint.open(model).tensors.values()
+    )
+    # every weight once but for the embedding, of which one row is read
+    assert content["bytes_per_token_dense"] == 4 * (content["parameters"] - 299 * 48)
+
+
+def test_inspect_converted(cli, converted):
+    content = cli("inspect", converted, "--json").json
+    assert content["record"]["method"] == "chess"
+    assert len(content["thresholds"]) == 3
+    assert all(0 < t["min"] < t["median"] < t["max"] for t in content["thresholds"])
+    assert content["calibrated_sparsities"]["neuron"] == pytest.approx(0.5, abs=1e-4)
+    assert content["calibrated_sparsities"]["ffn_bytes"] == pytest.approx(1 / 3, abs=1e-4)
+    assert content["bytes_per_token_calibrated"] < content["bytes_per_token_dense"]
+    text = cli("inspect", converted).out
+    for words in ("chess at neuron sparsity 0.5", "threshold, layer 2", "FFN byte", "calibrated"):
+        assert words in text or words.replace("FFN byte", "FFN bytes") in text
+
+
+def test_long_values_are_not_wrapped_where_output_is_no_terminal(cli, make_model, tmp_path):
+    import shutil
+
+    deep = tmp_path / ("a" * 100) / ("b b" * 30)
+    deep.mkdir(parents=True)
+    model = shutil.copytree(make_model(), deep / "model :smile: [bold]x[/bold]")
+    (line,) = [li for li in cli("inspect", model).out.splitlines() if li.startswith("path")]
+    assert line.endswith(" " + str(model))
+    out = deep / "converted"
+    shown = cli("convert", model, "--act", "relu", "-o", out).out
+    (line,) = [li for li in shown.splitlines() if li.startswith("written to")]
+    assert line.endswith(" " + str(out))
+    assert all(line == line.rstrip() for line in shown.splitlines())
+
+
+# ---- convert
+
+
+def test_convert_prints_json(cli, make_model, prose_file, tmp_path):
+    options = ["--sparsity", "0.5", "--text", prose_file, "--calib-tokens", "512"]
+    result = cli(
+        "convert", make_model(), "--act", "cats", *options, "-o", tmp_path / "out", "--json"
+    )
+    assert result.code == 0
+    content = result.json
+    assert content["output"] == str(tmp_path / "out")
+    assert content["record"]["calibration"]["tokens"] == 512
+    assert content["calibrated_sparsities"]["neuron"] == pytest.approx(0.5, abs=1e-3)
+    assert content["notes"]
+
+
+def test_convert_says_that_a_swap_ruins_the_model(cli, make_model, tmp_path):
+    result = cli("convert", make_model(), "--act", "relu2", "-o", tmp_path / "out")
+    assert result.code == 0
+    assert "fine-tuned" in result.out
+
+
+def test_convert_to_the_default_output(cli, make_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli("convert", make_model(), "--act", "drelu").code == 0
+    assert listing(tmp_path) == ["tiny-llama-drelu"]
+
+
+# ---- generate
+
+
+def test_generate_prints_the_text_alone(cli, make_model):
+    options = ["--raw", "--max-tokens", "8"]
+    plain = cli("generate", make_model(), "hello", *options)
+    content = cli("generate", make_model(), "hello", *options, "--json").json
+    assert (plain.code, plain.err) == (0, "")
+    assert plain.out == content["text"] + "\n"
+    assert content["prompt_tokens"] == 5
+    assert content["completion_tokens"] == len(content["token_ids"])
+    assert content["finish_reason"] in ("stop", "length")
+
+
+def test_generate_reads_standard_input(cli, make_model):
+    options = ["--raw", "--max-tokens", "8", "--json"]
+    given = cli("generate", make_model(), "héllo", *options).json
+    piped = cli("generate", make_model(), "-", *options, stdin="héllo".encode()).json
+    assert given["token_ids"] == piped["token_ids"]
+
+
+def test_generate_statistics_go_to_standard_error(cli, converted):
+    result = cli("generate", converted, "hello", "--raw", "--max-tokens", "8", "--stats")
+    silent = cli("generate", converted, "hello", "--raw", "--max-tokens", "8")
+    assert result.out == silent.out
+    assert "tokens/s" in result.err
+    for words in ("neuron", "FFN bytes", "model bytes"):
+        assert words in result.err
+
+
+def test_generate_uses_the_chat_template_unless_told_otherwise(cli, make_model):
+    options = ["--max-tokens", "1", "--json"]
+    counts = {
+        flag: cli("generate", make_model(), "hi", *flag, *options).json["prompt_tokens"]
+        for flag in ((), ("--chat",), ("--raw",))
+    }
+    assert counts[("--raw",)] == 2
+    assert counts[()] == counts[("--chat",)] == len("<user>hi\n<assistant>")
+
+
+def test_generate_is_repeatable_for_a_seed(cli, make_model):
+    options = ["--raw", "--temperature", "1", "--max-tokens", "16", "--json"]
+    texts = [
+        cli("generate", make_model(), "hi", *options, "--seed", seed).json["token_ids"]
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+# ---- eval
+
+
+def test_eval_prints_json_and_writes_the_report(cli, converted, prose_file, tmp_path):
+    options = ["--text", prose_file, "--tokens", "200", "--report", tmp_path / "new" / "report"]
+    content = cli("eval", converted, *options, "--json").json
+    assert content["recipe"]["text"] == str(prose_file)
+    assert content["comparison"]["perplexity"] > 0
+    assert len(content["layer_sparsity"]) == 3
+    written = json.loads((tmp_path / "new" / "report" / "report.json").read_text())
+    assert written["perplexity"] == content["perplexity"]
+    markdown = (tmp_path / "new" / "report" / "report.md").read_text()
+    assert "perplexity" in markdown
+    assert listing(tmp_path / "new" / "report") == ["report.json", "report.md"]
+
+
+def test_eval_without_a_parent_says_so(cli, make_model, prose_file):
+    result = cli("eval", make_model(), "--text", prose_file, "--tokens", "50")
+    assert (result.code, result.err) == (0, "")
+    assert "left out" in result.out
+    assert "neuron sparsity" in result.out
