@@ -153,7 +153,10 @@ def model_config(raw: dict[str, Any], where: str) -> ModelConfig:
         )
     if hf.head_dim % 2:
         raise CheckpointError(f"{where}: head_dim {hf.head_dim} is odd; RoPE needs an even one")
+    if not hf.rms_norm_eps > 0:
+        raise CheckpointError(f"{where}: rms_norm_eps {hf.rms_norm_eps} must be above 0")
     phi, psi = ACTIVATIONS[hf.hidden_act]
+    has_biases = family.name == "llama"  # transformers' Mistral has none, whatever its config says
     eos = hf.eos_token_id
     window = getattr(hf, "sliding_window", None) if family.name == "mistral" else None
     if window is not None and window < 1:
@@ -172,8 +175,8 @@ def model_config(raw: dict[str, Any], where: str) -> ModelConfig:
         rms_norm_eps=hf.rms_norm_eps,
         context_length=_context_length(hf),
         sliding_window=window,
-        attention_bias=bool(getattr(hf, "attention_bias", False)),
-        mlp_bias=bool(getattr(hf, "mlp_bias", False)),
+        attention_bias=has_biases and bool(hf.attention_bias),
+        mlp_bias=has_biases and bool(hf.mlp_bias),
         tied_embeddings=bool(hf.tie_word_embeddings),
         phi=phi,
         psi=psi,

@@ -90,8 +90,14 @@ def bytes_per_token(
 
 
 def sparsities(config: ModelConfig, bytes_per_weight: int, counts: SparsityCounts) -> Sparsities:
-    """The three sparsities of a run whose rows were counted."""
-    seen = max(counts.tokens, 1) * config.intermediate_size
+    """The three sparsities of a run whose rows were counted.
+
+    Raises:
+        ValueError: nothing was counted yet.
+    """
+    if counts.tokens == 0:
+        raise ValueError("no tokens were counted yet: sparsity of nothing is not defined")
+    seen = counts.tokens * config.intermediate_size
     up = [rows / seen for rows in counts.up_rows]
     down = [rows / seen for rows in counts.down_rows]
     return _summary(config, bytes_per_weight, up, down)

@@ -69,7 +69,10 @@ def generate(
     if not as_json:
         sys.stdout.write("\n")
         sys.stdout.flush()
-    measured = sparsities(loaded.config, loaded.bytes_per_weight, generation.sparsity)
+    counts = generation.sparsity
+    measured = (
+        sparsities(loaded.config, loaded.bytes_per_weight, counts) if counts.tokens else None
+    )
     if as_json:
         print_json(
             {
@@ -80,7 +83,7 @@ def generate(
                 "completion_tokens": generation.completion_tokens,
                 "prefill_tokens_per_second": generation.prefill_tokens_per_second,
                 "decode_tokens_per_second": generation.decode_tokens_per_second,
-                "decode_sparsities": vars(measured) if generation.sparsity.tokens else None,
+                "decode_sparsities": vars(measured) if measured else None,
                 "weights": loaded.weight_type,
                 "threads": loaded.threads,
             }
@@ -94,7 +97,7 @@ def generate(
             + (f" at {speed:.1f} tokens/s" if speed else ""),
             file=sys.stderr,
         )
-        if generation.sparsity.tokens:
+        if measured:
             print(
                 f"realised sparsity while decoding: neuron {percent(measured.neuron)}, FFN bytes "
                 f"{percent(measured.ffn_bytes)}, model bytes {percent(measured.model_bytes)}",

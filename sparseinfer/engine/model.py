@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -236,14 +237,25 @@ class Model:
     ) -> torch.Tensor:
         # In decode torch does only small operations between native kernels: its own threads would
         # spin on the cores that those need.
-        torch_threads = self.threads if ids.shape[0] > NATIVE_ROWS else 1
-        if torch.get_num_threads() != torch_threads:
-            torch.set_num_threads(torch_threads)
-        with torch.inference_mode():
+        threads = self.threads if ids.shape[0] > NATIVE_ROWS else 1
+        with _torch_threads(threads), torch.inference_mode():
             logits, rows = self._runner.forward(ids, cache, all_logits=all_logits)
         for counter in counters:
             counter.add(rows, ids.shape[0])
         return logits
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """torch's own threads, as many as said; the caller's setting comes back afterwards."""
+    before = torch.get_num_threads()
+    if count != before:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count != before:
+            torch.set_num_threads(before)
 
 
 def _is_count(value: object) -> bool:

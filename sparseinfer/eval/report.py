@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
 
     values = asdict(evaluation)
     values["record"] = evaluation.record.model_dump(mode="json") if evaluation.record else None
+    values = strict_json(values)
     return {
         "report_version": REPORT_VERSION,
         "versions": {
@@ -31,6 +33,17 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
         },
         **values,
     }
+
+
+def strict_json(value: Any) -> Any:
+    """The same values with null for NaN and infinities (a ruined model's): JSON has neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(item) for item in value]
+    return value
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
@@ -100,7 +113,7 @@ def write_report(folder: Path, name: str, content: dict[str, Any], markdown: str
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=True) + "\n"
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         _replace(folder / f"{name}.json", text)
         _replace(folder / f"{name}.md", markdown)
     except OSError as error:

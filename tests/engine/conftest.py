@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
 from sparseinfer.convert import convert
 from sparseinfer.engine import Model, load
@@ -19,15 +18,6 @@ CALIBRATED = {"cats": 0.5, "chess": 0.5, "fatrelu": 0.7}
 
 PARENTS = {"llama": {}, "mistral": {"sliding_window": 24}}
 """Config of the dense models that are converted: without a window both families are one."""
-
-
-@pytest.fixture(autouse=True)
-def torch_threads() -> Iterator[None]:
-    """The engine sets torch's threads for itself; other tests get theirs back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
 
@@ -15,15 +13,6 @@ from sparseinfer.convert import convert
 from sparseinfer.tokenizer import Tokenizer
 
 TEXT_TOKENS = 700
-
-
-@pytest.fixture(autouse=True)
-def torch_threads() -> Iterator[None]:
-    """Tiny tensors: more threads only get into each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
