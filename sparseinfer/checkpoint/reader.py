@@ -247,8 +247,8 @@ def _same_tensor(found: dict[str, shards.TensorInfo], one: str, other: str) -> b
 
 
 def _check_tensors(tensors: dict[str, shards.TensorInfo], config: ModelConfig, path: Path) -> None:
-    # Every layer has tensors of its own: with fewer tensors than layers, do not list what is missing
-    # layer by layer (a damaged config may ask for billions).
+    # Every layer has tensors of its own: with fewer tensors than layers some are missing, and a
+    # damaged config may ask for so many layers that they cannot be listed.
     layers = min(config.num_layers, len(tensors) + 1)
     expected = arch.tensor_shapes(replace(config, num_layers=layers))
     missing = [name for name in expected if name not in tensors]

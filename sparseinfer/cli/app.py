@@ -9,8 +9,9 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -55,7 +56,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     context: typer.Context,
-    version: bool = typer.Option(
+    version: bool = typer.Option(  # noqa: ARG001 - its callback does it all
         False, "--version", callback=_print_version, is_eager=True, help="Show the version."
     ),
 ) -> None:
@@ -81,7 +82,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        status = app(prog_name="sparseinfer", standalone_mode=False)
+        status = _command()
         if status == _INTERRUPTED:
             return _interrupted()
         sys.stdout.flush()
@@ -109,6 +110,29 @@ def _run() -> int:
                 _drop_output()
             return _fail(f"no space left on the disk ({error.filename or 'standard output'})")
         raise
+
+
+def _command() -> object:
+    """Runs the command. Ctrl-C is a KeyboardInterrupt whatever libraries make of it.
+
+    Within an import, say, it may come out as an ImportError.
+    """
+    interrupted = False
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        return app(prog_name="sparseinfer", standalone_mode=False)
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _reader_left() -> int:

@@ -111,9 +111,7 @@ def _race(dense: Model, sparse: Model, tokenizer: Tokenizer, show: Any) -> Race:
             tokens = list(generation)
             assert generation.decode_tokens_per_second is not None
             speeds[side].append(generation.decode_tokens_per_second)
-            stop = next(
-                (i for i, t in enumerate(tokens) if t in model.stop_ids), len(tokens)
-            )
+            stop = next((i for i, t in enumerate(tokens) if t in model.stop_ids), len(tokens))
             texts[side] = tokenizer.decode(tokens[:stop])
         show("generating, dense and sparse in turns", turn, ROUNDS)
     return Race(texts[0], texts[1], *speeds)

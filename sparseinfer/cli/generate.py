@@ -70,9 +70,7 @@ def generate(
         sys.stdout.write("\n")
         sys.stdout.flush()
     counts = generation.sparsity
-    measured = (
-        sparsities(loaded.config, loaded.bytes_per_weight, counts) if counts.tokens else None
-    )
+    measured = sparsities(loaded.config, loaded.bytes_per_weight, counts) if counts.tokens else None
     if as_json:
         print_json(
             {

@@ -1,19 +1,13 @@
 """FATReLU: x where x >= t, else 0."""
 
-import torch
-
-from sparseinfer.convert.method import Method, UpStatistics
-
-
-def _uniform(up: UpStatistics) -> torch.Tensor:
-    return torch.ones_like(up.mean_abs)
+from sparseinfer.convert.method import Method, equal_weights
 
 
 METHOD = Method(
     name="fatrelu",
     source="ProSparse (2402.13516), step 3",
     hidden_act="relu",
-    scores={"relu": _uniform},
+    scores={"relu": equal_weights},
     needs_sparsity=False,
     needs_finetuning=True,
     elsewhere="plain ReLU, without the threshold",

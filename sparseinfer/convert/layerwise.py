@@ -15,6 +15,7 @@ from torch import nn
 
 from sparseinfer import arch
 from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.errors import CheckpointError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,6 +28,9 @@ class LayerwiseModel:
         Args:
             hidden_act: activation to run the FFNs with (a name that transformers knows).
             dtype: weights are rounded to this type first: what is calibrated is what is written.
+
+        Raises:
+            CheckpointError: a config that transformers cannot build layers from.
         """
         import transformers
 
@@ -39,7 +43,13 @@ class LayerwiseModel:
         config.vocab_size = 1  # embeddings are looked up in the checkpoint
         config.pad_token_id = None
         config.use_cache = False
-        self._model = transformers.AutoModel.from_config(config, dtype=torch.float32).eval()
+        try:
+            self._model = transformers.AutoModel.from_config(config, dtype=torch.float32).eval()
+        except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{checkpoint.path}: transformers refuses this config.json: {reason}"
+            ) from error
 
     @property
     def layer(self) -> nn.Module:

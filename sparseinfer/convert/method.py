@@ -21,6 +21,11 @@ ChannelWeight = Callable[[UpStatistics], torch.Tensor]
 quantile theta, that is where |a_i| >= theta / w_i."""
 
 
+def equal_weights(up: UpStatistics) -> torch.Tensor:
+    """Scores |a| alone: the same threshold for every channel."""
+    return torch.ones_like(up.mean_abs)
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to make neurons inactive.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import signal
+import sys
 
 import pytest
 
 from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.errors import CheckpointError
 
 from .conftest import listing
 
@@ -33,6 +38,24 @@ def test_version(cli):
     from sparseinfer import __version__
 
     assert cli("--version").out == f"sparseinfer {__version__}\n"
+
+
+@pytest.mark.parametrize("error", [ImportError, CheckpointError])
+def test_interrupt_that_a_library_turns_into_another_error(cli, make_model, monkeypatch, error):
+    """Imports of numpy and transformers do so. The command still ends as interrupted."""
+    import sparseinfer.sources
+
+    def interrupted_import(_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise error("cannot load module more than once per process") from None
+
+    monkeypatch.setattr(sparseinfer.sources, "resolve_model", interrupted_import)
+    handler = signal.getsignal(signal.SIGINT)
+    result = cli("inspect", make_model())
+    assert (result.code, result.out, result.err) == (130, "", "interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 # ---- inspect
@@ -69,8 +92,6 @@ def test_inspect_converted(cli, converted):
 
 
 def test_long_values_are_not_wrapped_where_output_is_no_terminal(cli, make_model, tmp_path):
-    import shutil
-
     deep = tmp_path / ("a" * 100) / ("b b" * 30)
     deep.mkdir(parents=True)
     model = shutil.copytree(make_model(), deep / "model :smile: [bold]x[/bold]")
@@ -81,6 +102,16 @@ def test_long_values_are_not_wrapped_where_output_is_no_terminal(cli, make_model
     (line,) = [li for li in shown.splitlines() if li.startswith("written to")]
     assert line.endswith(" " + str(out))
     assert all(line == line.rstrip() for line in shown.splitlines())
+
+
+def test_characters_that_the_output_cannot_show_become_escapes(
+    cli, make_model, tmp_path, monkeypatch
+):
+    model = shutil.copytree(make_model(), tmp_path / "model-日本")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "latin-1"))
+    assert cli("inspect", model, "--json").code == 0
+    assert json.loads(raw.getvalue())["model"] == "model-日本"  # they are JSON's own escapes
 
 
 # ---- convert

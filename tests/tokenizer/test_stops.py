@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def test_pieces_however_cut_give_what_a_plain_search_gives(text, stops, cuts):
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     watch = StopStrings(stops)
     shown = ""
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         shown += watch.push(text[start:end])
         assert naive(text, stops)[0].startswith(shown)  # nothing has to be taken back
     shown += watch.flush()
