@@ -2,7 +2,6 @@
 
 from sparseinfer.convert.method import Method, equal_weights
 
-
 METHOD = Method(
     name="cats",
     source="CATS (2404.08763)",

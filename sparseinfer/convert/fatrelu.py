@@ -2,7 +2,6 @@
 
 from sparseinfer.convert.method import Method, equal_weights
 
-
 METHOD = Method(
     name="fatrelu",
     source="ProSparse (2402.13516), step 3",
