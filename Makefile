@@ -10,6 +10,7 @@ NATIVE := CMakeLists.txt $(wildcard sparseinfer/kernels/native/*)
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("needs Python 3.10 or newer: make PYTHON=..." if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
@@ -26,7 +27,7 @@ test: $(VENV)/.installed  ## all tests, with the real model
 check: $(VENV)/.installed  ## what CI checks besides tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
 accept: $(VENV)/.installed  ## every promised figure at full size; writes docs/results/

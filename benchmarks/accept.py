@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,13 +75,13 @@ def against_transformers(_work: Path) -> list[Figure]:
     return [
         at_most("fp32 logits against transformers fp32", relative(fp32.logits(ids), exact), 1e-3),
         at_most("bf16 logits against the same weights in fp32", relative(bf16, exact), 2e-2),
-        # transformers also rounds activations to bf16. Where that alone moves its logits by more
-        # than 2e-2, ours can be no nearer to them than its own exact result is.
+        # transformers also rounds activations to bf16, and that alone can move its logits by more
+        # than 2e-2: ours must then be as near to them as its own exact result is.
         at_most(
-            "bf16 logits against transformers bf16",
-            relative(bf16, rounded),
-            max(2e-2, 1.01 * own_noise),
-            f"transformers bf16 against its own fp32 on the same bf16 weights: {own_noise:.4g}",
+            "bf16 logits against transformers bf16, over its own distance from fp32",
+            relative(bf16, rounded) / own_noise,
+            1.01,
+            f"ours {relative(bf16, rounded):.4g} (promised 2e-2), its own {own_noise:.4g}",
         ),
         at_most(
             "greedy tokens of 64 that differ from transformers",
@@ -151,10 +153,14 @@ def conversion_memory(work: Path) -> list[Figure]:
         [sys.executable, str(script), "--work", str(work)],
         check=False, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    rows = json.loads(done.stdout.strip().splitlines()[-1])["results"]
+    runs = json.loads(done.stdout.strip().splitlines()[-1])["runs"]
     return [
-        at_most(f"convert --act {row['act']}: peak MiB", row["peak_mib"], row["bound_mib"])
-        for row in rows
+        at_most(
+            f"convert {run['conversion']}: peak MiB of memory",
+            round(run["peak"] / 2**20),
+            round(run["bound"] / 2**20),
+        )
+        for run in runs
     ]
 
 
@@ -176,13 +182,18 @@ def main() -> int:
     figures = []
     for name in wanted:
         with tempfile.TemporaryDirectory() as work:
-            for figure in CHECKS[name](Path(work)):
+            try:
+                found = CHECKS[name](Path(work))
+            except Exception as error:  # one failed check must not lose the others' figures
+                traceback.print_exc()
+                found = [Figure(f"{name} failed", math.nan, math.nan, False, repr(error)[:200])]
+            for figure in found:
                 figures.append(figure)
                 mark = "holds " if figure.holds else "MISSED"
                 bound = f"(at most {figure.bound:g})"
                 print(f"{mark} {figure.name}: {figure.measured:.4g} {bound} {figure.detail}")
                 sys.stdout.flush()
-    write_results(figures)
+        write_results(figures)
     return 0 if all(figure.holds for figure in figures) else 1
 
 
@@ -198,6 +209,11 @@ def write_results(figures: list[Figure]) -> None:
     }
     folder = ROOT / "docs" / "results"
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = folder / f"accept-{now}.json"
+    if earlier.exists():  # other checks of the same day stay
+        names = {figure.name for figure in figures}
+        kept = [Figure(**one) for one in json.loads(earlier.read_text("utf-8"))["figures"]]
+        figures = [figure for figure in kept if figure.name not in names] + figures
     content = {"date": now, "versions": versions, "figures": [asdict(f) for f in figures]}
     (folder / f"accept-{now}.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     lines = [

@@ -1,8 +1,8 @@
 """sparseinfer: LLM inference that does not read the weights of neurons that do not fire.
 
-`load` runs a model on token ids, `load_tokenizer` turns text to ids and back, `evaluate` measures,
-`sparseinfer.convert.convert` makes a sparse checkpoint. Names are imported on first use: importing
-this package loads neither torch nor transformers.
+`load` runs a model on token ids, `load_tokenizer` turns text to ids and back, `evaluate` measures;
+`from sparseinfer.convert import convert` makes a sparse checkpoint. Names are imported on first
+use: importing this package loads neither torch nor transformers.
 """
 
 from __future__ import annotations

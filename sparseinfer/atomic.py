@@ -66,8 +66,12 @@ def check_output(out: Path, *, force: bool = False) -> None:
     """Finds out, before any work, whether `atomic_folder` could write `out` now.
 
     Raises:
-        OutputError: as `atomic_folder`.
+        OutputError: as `atomic_folder`, or a name that we keep for unfinished folders.
     """
+    if is_partial(out):
+        raise OutputError(
+            f"{out}: names ending in {PARTIAL_SUFFIX} mark interrupted writes; choose another name"
+        )
     with suppress(_Unwanted), atomic_folder(out, force=force, keep_parents=False):
         raise _Unwanted
 

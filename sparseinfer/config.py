@@ -17,6 +17,9 @@ Phi = Literal["silu", "relu", "relu2"]
 Psi = Literal["id", "relu"]
 DTypeName = Literal["fp32", "bf16", "fp16"]
 
+TORCH_NAMES: dict[DTypeName, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Our names of weight types -> those of torch and of `config.json`."""
+
 BYTES_PER_WEIGHT: dict[DTypeName, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 

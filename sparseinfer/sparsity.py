@@ -31,13 +31,6 @@ class SparsityCounts:
             tuple(a + b for a, b in zip(self.down_rows, other.down_rows, strict=True)),
         )
 
-    def __sub__(self, other: SparsityCounts) -> SparsityCounts:
-        return SparsityCounts(
-            self.tokens - other.tokens,
-            tuple(a - b for a, b in zip(self.up_rows, other.up_rows, strict=True)),
-            tuple(a - b for a, b in zip(self.down_rows, other.down_rows, strict=True)),
-        )
-
     def neuron_sparsity(self, config: ModelConfig) -> list[float]:
         """Fraction of neurons skipped, for each layer, in [0, 1]."""
         seen = max(self.tokens, 1) * config.intermediate_size

@@ -17,7 +17,7 @@ from sparseinfer.atomic import atomic_folder
 from sparseinfer.checkpoint import layout, shards
 from sparseinfer.checkpoint.hashing import FfnHash
 from sparseinfer.checkpoint.reader import Checkpoint
-from sparseinfer.config import BYTES_PER_WEIGHT, DTypeName, SparsityRecord
+from sparseinfer.config import BYTES_PER_WEIGHT, TORCH_NAMES, DTypeName, SparsityRecord
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ def write_converted(
             shards.save_shard(named, folder / layout.SPARSITY, {layout.HASH_KEY: ffn_sha256})
         (folder / "README.md").write_text(card, "utf-8")
         raw = arch.with_activation(parent.raw, hidden_act, str(parent.path))
-        raw["dtype"] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[dtype]
+        raw["dtype"] = TORCH_NAMES[dtype]
         raw.pop("torch_dtype", None)
         raw[layout.RECORD_KEY] = record.model_dump(mode="json")
         _write_json(folder / layout.CONFIG, raw)
@@ -110,7 +110,6 @@ def _rewrite_shards(
     """Writes all tensors as `dtype`, or as they are stored where it is None."""
     import torch
 
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     groups = list(_plan(parent, dtype))
     digest = FfnHash()
     weight_map: dict[str, str] = {}
@@ -118,7 +117,8 @@ def _rewrite_shards(
         file = layout.shard_name(number, len(groups))
         held = {}
         for name, tensor in parent.read(names):
-            held[name] = tensor.to(types[dtype] if dtype else tensor.dtype, copy=True)
+            target = getattr(torch, TORCH_NAMES[dtype]) if dtype else tensor.dtype
+            held[name] = tensor.to(target, copy=True)
             # The largest fp32 values round to infinity in bf16.
             shards.check_finite(held[name], f"{name} as {dtype}", parent.tensors[name].file)
             if arch.is_ffn_tensor(name):

@@ -102,7 +102,9 @@ def _run() -> int:
         if isinstance(error.__context__, BrokenPipeError):
             return _reader_left()
         raise
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise  # torch says out of memory by a RuntimeError
         return _fail("out of memory: try a smaller model, --weights bf16 or fewer tokens")
     except OSError as error:
         if error.errno == errno.ENOSPC:

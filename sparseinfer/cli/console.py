@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import typer
+
+from sparseinfer import strict_json
 
 MODEL_HELP = "Local folder, .gguf file, hub id or alias."
 JSON_HELP = "Print one JSON object instead of a table."
@@ -46,18 +47,8 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_json(content: Any) -> None:
-    """One JSON object on one line. NaN and infinities become null: JSON has none."""
-    typer.echo(json.dumps(_finite(content), ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    """One JSON object on one line."""
+    typer.echo(strict_json.dumps(content))
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -49,20 +49,28 @@ def demo(
     threads: Annotated[int | None, typer.Option(help="Default: physical cores.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
-    """Convert the embedded 135M model with CHESS at 0.5, and compare it with its dense parent."""
+    """Convert the embedded 135M model with CHESS at 0.5, and compare it with its dense parent.
+
+    Examples:
+
+        sparseinfer demo --report demo-report
+    """
     from sparseinfer.checkpoint import Checkpoint
-    from sparseinfer.engine.model import Model
+    from sparseinfer.engine.model import Model, check_threads
     from sparseinfer.eval import evaluate
-    from sparseinfer.eval.report import evaluation_json, write_report
+    from sparseinfer.eval.report import check_report_folder, evaluation_json, write_report
     from sparseinfer.sources import resolve_model
     from sparseinfer.tokenizer import load_tokenizer
 
+    check_threads(threads)
+    check_report_folder(report)
     sparse_path = output or Path(f"{MODEL}-{METHOD}")
     with progress() as show:
         converted = _convert_once(sparse_path, show)
         dense = Model(Checkpoint.open(resolve_model(MODEL).path), threads=threads)
         sparse = Model(converted, threads=threads)
         race = _race(dense, sparse, load_tokenizer(converted.path), show)
+        used_threads = dense.threads
         del dense, sparse
         evaluation = evaluate(
             str(sparse_path), tokens=EVALUATION_TOKENS, threads=threads, progress=show
@@ -74,6 +82,7 @@ def demo(
         "dense_tokens_per_second": race.dense_speeds,
         "sparse_tokens_per_second": race.sparse_speeds,
         "speed_ratios": race.ratios,
+        "threads": used_threads,
         "evaluation": evaluation_json(evaluation),
     }
     write_report(report, "demo", content, _markdown(content, evaluation))
@@ -88,12 +97,15 @@ def _convert_once(out: Path, show: Any) -> Checkpoint:
     from sparseinfer.checkpoint import Checkpoint
     from sparseinfer.convert import convert
     from sparseinfer.errors import OutputError
+    from sparseinfer.sources import CALIBRATION_TEXT
 
     if out.exists():
         found = Checkpoint.open(out)
         record = found.record
-        if record and (record.method, record.target_neuron_sparsity) == (METHOD, SPARSITY):
-            return found
+        if record and record.calibration and record.parent.reference == MODEL:
+            made = (record.method, record.target_neuron_sparsity, record.calibration.score)
+            if made == (METHOD, SPARSITY, "l1") and record.calibration.text == CALIBRATION_TEXT:
+                return found
         raise OutputError(f"{out} is not the demo's checkpoint; choose another output (-o)")
     convert(MODEL, METHOD, sparsity=SPARSITY, out=out, progress=show)
     return Checkpoint.open(out)
@@ -169,7 +181,8 @@ def _markdown(content: dict[str, Any], evaluation: Evaluation) -> str:
             f"| tokens/s | {_spread(content['dense_tokens_per_second'])} "
             f"| {_spread(content['sparse_tokens_per_second'])} |",
             "",
-            f"Sparse over dense, pair by pair: {_spread(content['speed_ratios'], 'x')}",
+            f"Sparse over dense, pair by pair: {_spread(content['speed_ratios'], 'x')}, on "
+            f"{content['threads']} threads.",
             "",
             "## Dense answer",
             "",

@@ -53,8 +53,15 @@ def evaluate(
     if by not in ("prefill", "decode"):
         raise ConfigError(f"--by {by} is not one of prefill, decode")
     from sparseinfer.eval import evaluate as run
-    from sparseinfer.eval.report import evaluation_json, evaluation_markdown, write_report
+    from sparseinfer.eval.report import (
+        check_report_folder,
+        evaluation_json,
+        evaluation_markdown,
+        write_report,
+    )
 
+    if report is not None:
+        check_report_folder(report)
     with progress() as show:
         result = run(
             model,

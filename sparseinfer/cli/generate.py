@@ -95,7 +95,9 @@ def generate(
             + (f" at {speed:.1f} tokens/s" if speed else ""),
             file=sys.stderr,
         )
-        if measured:
+        if not measured:
+            print("realised sparsity: nothing was decoded after the first token", file=sys.stderr)
+        else:
             print(
                 f"realised sparsity while decoding: neuron {percent(measured.neuron)}, FFN bytes "
                 f"{percent(measured.ffn_bytes)}, model bytes {percent(measured.model_bytes)}",

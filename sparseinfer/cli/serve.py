@@ -25,13 +25,17 @@ def serve(
 
         sparseinfer serve ./smollm2-135m-chess --port 8000
     """
-    from sparseinfer.engine import load
+    from sparseinfer.checkpoint import Checkpoint
+    from sparseinfer.engine.model import Model, check_threads
+    from sparseinfer.engine.weights import check_weight_type
     from sparseinfer.serve import create_app, run_server
     from sparseinfer.sources import resolve_model
     from sparseinfer.tokenizer import load_tokenizer
 
-    name = resolve_model(model).name
-    loaded = load(model, weights=weights, threads=threads)
+    check_threads(threads)
+    resolved = resolve_model(model, dtype=check_weight_type(weights))
+    name = resolved.name
+    loaded = Model(Checkpoint.open(resolved.path), weights=weights, threads=threads)
     tokenizer = load_tokenizer(loaded.checkpoint.path)
 
     def ready(url: str) -> None:

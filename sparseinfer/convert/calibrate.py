@@ -13,7 +13,7 @@ from torch import nn
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
-from sparseinfer.config import CalibrationRecord, ModelConfig
+from sparseinfer.config import CalibrationRecord, DTypeName, ModelConfig
 from sparseinfer.convert.layerwise import LayerwiseModel
 from sparseinfer.convert.method import ChannelWeight, UpStatistics
 from sparseinfer.errors import CalibrationError
@@ -99,7 +99,7 @@ def calibrate(
     *,
     hidden_act: str,
     phi: str,
-    dtype: str,
+    dtype: DTypeName,
     sparsity: float,
     score: str,
     channel_weight: ChannelWeight,

@@ -15,15 +15,14 @@ from torch import nn
 
 from sparseinfer import arch
 from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.config import TORCH_NAMES, DTypeName
 from sparseinfer.errors import CheckpointError
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LayerwiseModel:
     """A transformers model with a single layer whose weights are exchanged."""
 
-    def __init__(self, checkpoint: Checkpoint, *, hidden_act: str, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, hidden_act: str, dtype: DTypeName) -> None:
         """
         Args:
             hidden_act: activation to run the FFNs with (a name that transformers knows).
@@ -35,7 +34,7 @@ class LayerwiseModel:
         import transformers
 
         self._checkpoint = checkpoint
-        self._round_to = _DTYPES[dtype]
+        self._round_to = getattr(torch, TORCH_NAMES[dtype])
         config: Any = arch.hf_config(
             {**checkpoint.raw, "hidden_act": hidden_act}, str(checkpoint.path)
         )
@@ -94,6 +93,7 @@ class LayerwiseModel:
         return captured
 
     def _load(self, index: int) -> None:
+        self.layer.to("meta")  # the layer before goes first: two would be held otherwise
         prefix = f"model.layers.{index}."
         names = [name for name in self._checkpoint.tensors if name.startswith(prefix)]
         state = {

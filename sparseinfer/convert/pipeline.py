@@ -16,7 +16,13 @@ from sparseinfer.checkpoint import Checkpoint, is_converted, write_converted
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.checkpoint.writer import validate_weights
 from sparseinfer.config import BYTES_PER_WEIGHT, DTypeName, ParentRecord, SparsityRecord
-from sparseinfer.convert.calibrate import Calibration, calibrate, memory_needed, sample_windows
+from sparseinfer.convert.calibrate import (
+    Calibration,
+    Sample,
+    calibrate,
+    memory_needed,
+    sample_windows,
+)
 from sparseinfer.convert.card import model_card
 from sparseinfer.convert.method import Method
 from sparseinfer.convert.methods import METHODS
@@ -74,23 +80,29 @@ def convert(
     """
     method = _method(act)
     _check_options(method, sparsity, threshold, chess_score, calibration_tokens, seed, dtype)
+    calibration_text = load_text(text) if sparsity is not None else None
     resolved = resolve_model(model, dtype=dtype)
     target = Path(out) if out is not None else Path(f"{resolved.name}-{act}")
     _check_output(target, resolved.path, force)
     parent = Checkpoint.open(resolved.path)
     _check_parent(method, parent)
     written_dtype: DTypeName = parent.dtype if dtype == "auto" else dtype  # type: ignore[assignment]
+    sample = None
+    if calibration_text is not None:
+        tokenizer = load_tokenizer(parent.path)
+        sample = sample_windows(
+            calibration_text, tokenizer, parent.config, tokens=calibration_tokens, seed=seed
+        )
     ffn_sha256 = validate_weights(parent, progress)
 
     hidden_act = method.hidden_act or parent.raw.get("hidden_act", "silu")
     phi, psi = arch.ACTIVATIONS[hidden_act]
     calibration, constant = None, None
-    if sparsity is not None:
+    if sparsity is not None and sample is not None:
         score = chess_score if act == "chess" else next(iter(method.scores))
         calibration = _calibrate(
-            method, parent, hidden_act, written_dtype, sparsity, score, text,
-            calibration_tokens, seed, progress,
-        )  # fmt: skip
+            method, parent, sample, hidden_act, written_dtype, sparsity, score, progress
+        )
     elif method.has_thresholds:
         constant = method.constant if threshold is None else threshold
     record = SparsityRecord(
@@ -193,18 +205,13 @@ def _check_parent(method: Method, parent: Checkpoint) -> None:
 def _calibrate(
     method: Method,
     parent: Checkpoint,
+    sample: Sample,
     hidden_act: str,
-    dtype: str,
+    dtype: DTypeName,
     sparsity: float,
     score: str,
-    text: str,
-    tokens: int,
-    seed: int,
     progress: Progress,
 ) -> Calibration:
-    sample = sample_windows(
-        load_text(text), load_tokenizer(parent.path), parent.config, tokens=tokens, seed=seed
-    )
     logger.info(
         "calibrating on %d tokens of %s; needs about %.1f GiB of memory",
         sample.tokens,

@@ -18,7 +18,7 @@ from sparseinfer.engine.cpu import NATIVE_ROWS, CpuRunner
 from sparseinfer.engine.generation import Generation
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.sampling import GREEDY, Sampler, Sampling
-from sparseinfer.engine.weights import WeightType, choose_type, load_weights
+from sparseinfer.engine.weights import WeightType, check_weight_type, choose_type, load_weights
 from sparseinfer.errors import CheckpointError, ConfigError, PromptError, UnsupportedError
 from sparseinfer.kernels.threads import CpuPool
 from sparseinfer.sources import resolve_model
@@ -28,6 +28,8 @@ Phase = Literal["prefill", "decode"]
 
 CHUNK_TOKENS = 512
 """Prompts are computed this many tokens at a time, which bounds the memory of a long one."""
+
+MAX_THREADS = 1024
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _NOT_IDS = "the prompt must be a flat sequence of token ids, whole numbers"
@@ -56,9 +58,8 @@ def load(
     """
     if device != "cpu":
         raise UnsupportedError(f"device {device!r} is not supported in this version; use 'cpu'")
-    if threads is not None and not _is_count(threads):
-        raise ConfigError(f"threads {threads!r} is not a positive whole number")
-    resolved = resolve_model(str(model), dtype=weights if weights in ("fp32", "bf16") else "auto")
+    check_threads(threads)
+    resolved = resolve_model(str(model), dtype=check_weight_type(weights))
     return Model(Checkpoint.open(resolved.path), weights=weights, threads=threads)
 
 
@@ -88,6 +89,11 @@ class Model:
     def __init__(
         self, checkpoint: Checkpoint, *, weights: str = "auto", threads: int | None = None
     ) -> None:
+        """
+        Raises:
+            CheckpointError, ConfigError: as `load`.
+        """
+        check_threads(threads)
         self.checkpoint = checkpoint
         self.config: ModelConfig = checkpoint.config
         self.weight_type: WeightType = choose_type(checkpoint, weights)
@@ -160,7 +166,15 @@ class Model:
             PromptError: an empty or too long sequence, or an id outside the vocabulary.
             ConfigError: an unknown `by`.
         """
-        return torch.cat(list(self._chunks(self._checked(ids), by)))
+        return torch.cat(list(self.logit_chunks(ids, by=by)))
+
+    def logit_chunks(self, ids: Sequence[int], *, by: Phase = "prefill") -> Iterator[torch.Tensor]:
+        """The rows of `logits` in order, a chunk of positions at a time, to keep memory small.
+
+        Raises:
+            PromptError, ConfigError: as `logits`.
+        """
+        return self._chunks(self._checked(ids), by)
 
     def score(self, ids: Sequence[int], *, by: Phase = "prefill") -> torch.Tensor:
         """Natural-log probabilities [T - 1] fp64 of ids[1:], each given the ids before it.
@@ -256,6 +270,12 @@ def _torch_threads(count: int) -> Iterator[None]:
     finally:
         if count != before:
             torch.set_num_threads(before)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises ConfigError unless `threads` is None or a number of threads that can be meant."""
+    if threads is not None and not (_is_count(threads) and threads <= MAX_THREADS):
+        raise ConfigError(f"threads {threads!r} is not a whole number from 1 to {MAX_THREADS}")
 
 
 def _is_count(value: object) -> bool:

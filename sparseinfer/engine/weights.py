@@ -1,7 +1,8 @@
 """Weights in the order and type that the kernels read.
 
-q, k and v become one matrix; down is transposed to neuron-major. Everything else keeps the mapping
-of the checkpoint file, so unread pages cost no memory.
+q, k and v become one matrix; down is transposed to neuron-major. Other matrices that need no change
+of type stay mapped to the checkpoint file: processes share their pages, and the system may drop
+them.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import torch
 
 from sparseinfer import arch
 from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.config import TORCH_NAMES
 from sparseinfer.errors import ConfigError
 from sparseinfer.kernels.gated_ffn import FfnWeights
 
 logger = logging.getLogger("sparseinfer")
 
 WeightType = Literal["fp32", "bf16"]
-_TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_TYPES = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,21 @@ class LayerWeights:
 class Weights:
     """A whole model. `head` is `embedding` itself where they are tied."""
 
-    dtype: WeightType
     embedding: torch.Tensor
     layers: tuple[LayerWeights, ...]
     final_norm: torch.Tensor
     head: torch.Tensor
+
+
+def check_weight_type(requested: str) -> str:
+    """Returns what was asked for.
+
+    Raises:
+        ConfigError: not one of auto, fp32, bf16.
+    """
+    if requested != "auto" and requested not in _TYPES:
+        raise ConfigError(f"weights {requested!r} is not one of auto, fp32, bf16")
+    return requested
 
 
 def choose_type(checkpoint: Checkpoint, requested: str) -> WeightType:
@@ -60,9 +72,7 @@ def choose_type(checkpoint: Checkpoint, requested: str) -> WeightType:
             logger.warning("fp16 weights are rounded to bf16; weights='fp32' keeps them exactly")
             return "bf16"
         return cast(WeightType, checkpoint.dtype)
-    if requested not in _TORCH:
-        raise ConfigError(f"weights {requested!r} is not one of auto, fp32, bf16")
-    return cast(WeightType, requested)
+    return cast(WeightType, check_weight_type(requested))
 
 
 def load_weights(checkpoint: Checkpoint, dtype: WeightType) -> Weights:
@@ -74,7 +84,7 @@ def load_weights(checkpoint: Checkpoint, dtype: WeightType) -> Weights:
     config = checkpoint.config
     thresholds = checkpoint.thresholds()
     raw: dict[str, torch.Tensor] = {}
-    matrix = _TORCH[dtype]
+    matrix = getattr(torch, TORCH_NAMES[dtype])
     for name, tensor in checkpoint.read():
         is_matrix = tensor.ndim == 2
         raw[name] = tensor.to(matrix if is_matrix else torch.float32)
@@ -115,7 +125,6 @@ def load_weights(checkpoint: Checkpoint, dtype: WeightType) -> Weights:
     layers = tuple(layer_weights(layer) for layer in range(config.num_layers))
     embedding = raw.pop(arch.EMBEDDING)
     return Weights(
-        dtype=dtype,
         embedding=embedding,
         layers=layers,
         final_norm=raw.pop(arch.FINAL_NORM),

@@ -9,7 +9,8 @@ from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import SparsityRecord
 from sparseinfer.engine import Model
-from sparseinfer.engine.model import Phase
+from sparseinfer.engine.model import Phase, check_threads
+from sparseinfer.engine.weights import check_weight_type
 from sparseinfer.errors import ConfigError
 from sparseinfer.eval.parent import find_parent
 from sparseinfer.eval.perplexity import Totals, measure
@@ -82,7 +83,8 @@ def evaluate(
     """
     if tokens is not None and tokens < 1:
         raise ConfigError(f"tokens {tokens} is not a positive number")
-    resolved = resolve_model(model, dtype=weights if weights in ("fp32", "bf16") else "auto")
+    check_threads(threads)
+    resolved = resolve_model(model, dtype=check_weight_type(weights))
     checkpoint = Checkpoint.open(resolved.path)
     context = _context(context, checkpoint)
     windows, recipe = make_windows(
@@ -93,7 +95,9 @@ def evaluate(
         stride=stride,
         by=by,
     )
-    found, reason = (resolve_model(parent), "") if parent else find_parent(checkpoint)
+    found, reason = (
+        (resolve_model(parent, dtype=weights), "") if parent else find_parent(checkpoint)
+    )
     dense_checkpoint = Checkpoint.open(found.path) if found else None
     if dense_checkpoint and dense_checkpoint.config.vocab_size != checkpoint.config.vocab_size:
         raise ConfigError(

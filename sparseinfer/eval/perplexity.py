@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 
@@ -48,17 +49,7 @@ def measure(
     """
     totals = Totals()
     for done, window in enumerate(windows, start=1):
-        targets = torch.tensor(window.ids[-window.scored :])
-        logits = _scored_logits(model, window, by)
-        dense_logits = None if dense is None else _scored_logits(dense, window, by)
-        for start in range(0, window.scored, _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            _add(
-                totals,
-                targets[rows],
-                logits[rows],
-                None if dense_logits is None else dense_logits[rows],
-            )
+        _score(totals, model, dense, window, by)
         for name, nll in (("model", totals.nll), ("dense parent", totals.dense_nll)):
             if not math.isfinite(nll):
                 raise NumericalError(f"the {name} computes NaN logits: its weights are broken")
@@ -66,9 +57,24 @@ def measure(
     return totals
 
 
-def _scored_logits(model: Model, window: Window, by: Phase) -> torch.Tensor:
-    """Logits that predict the window's last `scored` ids: [scored, V]."""
-    return model.logits(window.ids[:-1], by=by)[-window.scored :]
+def _score(totals: Totals, model: Model, dense: Model | None, window: Window, by: Phase) -> None:
+    """Adds one window, a chunk of logits at a time."""
+    ids, targets = window.ids[:-1], torch.tensor(window.ids[1:])
+    first_scored = len(ids) - window.scored
+    position = 0
+    chunks = model.logit_chunks(ids, by=by)
+    dense_chunks = repeat(None) if dense is None else dense.logit_chunks(ids, by=by)
+    for logits, dense_logits in zip(chunks, dense_chunks):  # noqa: B905 - repeat() has no end
+        end = position + len(logits)
+        for start in range(max(position, first_scored), end, _ROWS_AT_ONCE):
+            rows = slice(start - position, min(start + _ROWS_AT_ONCE, end) - position)
+            _add(
+                totals,
+                targets[start : start + _ROWS_AT_ONCE][: rows.stop - rows.start],
+                logits[rows],
+                None if dense_logits is None else dense_logits[rows],
+            )
+        position = end
 
 
 def _add(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sparseinfer import strict_json
 from sparseinfer.errors import OutputError
 from sparseinfer.eval.evaluate import Evaluation
 from sparseinfer.version import __version__
@@ -23,7 +22,6 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
 
     values = asdict(evaluation)
     values["record"] = evaluation.record.model_dump(mode="json") if evaluation.record else None
-    values = strict_json(values)
     return {
         "report_version": REPORT_VERSION,
         "versions": {
@@ -33,17 +31,6 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
         },
         **values,
     }
-
-
-def strict_json(value: Any) -> Any:
-    """The same values with null for NaN and infinities (a ruined model's): JSON has neither."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: strict_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict_json(item) for item in value]
-    return value
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
@@ -113,9 +100,23 @@ def write_report(folder: Path, name: str, content: dict[str, Any], markdown: str
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = strict_json.dumps(content, indent=2) + "\n"
         _replace(folder / f"{name}.json", text)
         _replace(folder / f"{name}.md", markdown)
+    except OSError as error:
+        raise OutputError(f"cannot write the report to {folder}: {error.strerror}") from error
+
+
+def check_report_folder(folder: Path) -> None:
+    """Finds out, before hours of work, whether `write_report` could write there.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / ".probe", "")
+        (folder / ".probe").unlink()
     except OSError as error:
         raise OutputError(f"cannot write the report to {folder}: {error.strerror}") from error
 

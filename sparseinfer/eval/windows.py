@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from sparseinfer.errors import ConfigError
@@ -51,7 +50,8 @@ def make_windows(
             do not overlap.
 
     Raises:
-        ConfigError: a stride that is not in 1..context, or a text without two tokens.
+        ConfigError: a stride that is not in 1..(context - special tokens), or a text without two
+            tokens.
     """
     prefix = tuple(tokenizer.special_prefix)
     capacity = context - len(prefix)
@@ -75,7 +75,7 @@ def make_windows(
     scored_text = text.joined[offsets[first][0] : offsets[len(ids) - 1][1]]
     recipe = Recipe(
         text=text.name,
-        text_sha256=hashlib.sha256(text.joined.encode()).hexdigest(),
+        text_sha256=text.sha256,
         tokens_scored=len(ids) - first,
         bytes_scored=len(scored_text.encode()),
         context=context,

@@ -24,12 +24,13 @@ from sparseinfer.sources.gguf_header import GgufHeader, read_header
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sparseinfer.config import DTypeName
+
 logger = logging.getLogger("sparseinfer")
 
 # "auto" is bfloat16: the blocks hold at most 8 bits of precision, and float32 would take twice the
 # memory for nothing.
-_DTYPES = {"auto": "bf16", "bf16": "bf16", "fp32": "fp32"}
-_TORCH_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
+_DTYPES: dict[str, DTypeName] = {"auto": "bf16", "bf16": "bf16", "fp32": "fp32"}
 
 # Part of the folder's name: raised when the import changes, so that older folders are not used.
 _IMPORT_VERSION = 1
@@ -51,19 +52,19 @@ def import_gguf(path: Path, *, dtype: str = "auto") -> Path:
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(_DTYPES)}")
-    dtype = _DTYPES[dtype]
+    stored = _DTYPES[dtype]
     try:
         digest = sha256_of(path)
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror or error}") from error
     stem = re.sub(r"[^\w.-]+", "-", path.stem)[:100]
-    folder = cache_root() / "models" / f"{stem}-{dtype}-{digest[:16]}-v{_IMPORT_VERSION}"
+    folder = cache_root() / "models" / f"{stem}-{stored}-{digest[:16]}-v{_IMPORT_VERSION}"
 
     def fill(partial: Path) -> None:
         header = read_header(path)
-        logger.info("importing %s as %s into %s (first use only)", path.name, dtype, folder)
+        logger.info("importing %s as %s into %s (first use only)", path.name, stored, folder)
         with _quiet():
-            _write_folder(path, header, dtype, partial)
+            _write_folder(path, header, stored, partial)
 
     return cached_folder(folder, is_complete=_is_complete, fill=fill)
 
@@ -71,12 +72,12 @@ def import_gguf(path: Path, *, dtype: str = "auto") -> Path:
 def _is_complete(folder: Path) -> bool:
     try:
         shards = set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
     return all((folder / name).is_file() for name in {"config.json", "tokenizer.json", *shards})
 
 
-def _write_folder(path: Path, header: GgufHeader, dtype: str, folder: Path) -> None:
+def _write_folder(path: Path, header: GgufHeader, dtype: DTypeName, folder: Path) -> None:
     try:
         model, tokenizer = _load(path, dtype)
         _complete_config(model, header)
@@ -104,9 +105,11 @@ def _write_folder(path: Path, header: GgufHeader, dtype: str, folder: Path) -> N
         _write_index(folder)
 
 
-def _load(path: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(path: Path, dtype: DTypeName) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sparseinfer.config import TORCH_NAMES
 
     options: dict[str, Any] = {}
     with contextlib.suppress(ImportError):  # newer releases may keep the blocks packed
@@ -120,7 +123,7 @@ def _load(path: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             alone,
             gguf_file="model.gguf",
-            dtype=getattr(torch, _TORCH_NAMES[dtype]),
+            dtype=getattr(torch, TORCH_NAMES[dtype]),
             output_loading_info=True,
             **options,
         )

@@ -67,7 +67,10 @@ def _is_complete(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     shards = {"model.safetensors"}
     if index.is_file():
-        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return False
     return all((folder / name).is_file() for name in {"config.json", *shards})
 
 

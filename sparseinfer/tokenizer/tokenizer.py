@@ -22,7 +22,9 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     import transformers
 
     try:
-        hf = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        hf = transformers.AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # transformers raises whatever its parsers raise
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{folder}: no usable tokenizer ({first_line})") from error
