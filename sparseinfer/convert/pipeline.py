@@ -7,6 +7,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -86,7 +87,7 @@ def convert(
     _check_output(target, resolved.path, force)
     parent = Checkpoint.open(resolved.path)
     _check_parent(method, parent)
-    written_dtype: DTypeName = parent.dtype if dtype == "auto" else dtype  # type: ignore[assignment]
+    written_dtype = parent.dtype if dtype == "auto" else cast(DTypeName, dtype)
     sample = None
     if calibration_text is not None:
         tokenizer = load_tokenizer(parent.path)
