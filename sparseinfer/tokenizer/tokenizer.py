@@ -42,11 +42,6 @@ class Tokenizer:
         return bool(self._hf.chat_template)
 
     @property
-    def adds_bos(self) -> bool:
-        """Whether `encode` starts with a beginning-of-text token."""
-        return bool(self.special_prefix)
-
-    @property
     def special_prefix(self) -> list[int]:
         """What `encode` puts before any text (a beginning-of-text token, or nothing)."""
         with_special = self._hf("a", verbose=False).input_ids

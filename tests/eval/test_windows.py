@@ -63,7 +63,7 @@ def test_every_token_is_scored_once_after_what_precedes_it(
 @given(text=TEXTS, tokens=st.one_of(st.none(), st.integers(1, 80)))
 def test_bytes_are_those_of_the_scored_characters(tokenizer, text, tokens):
     everything = text.encode()
-    first = 0 if tokenizer.adds_bos else 1
+    first = 0 if tokenizer.special_prefix else 1
     assume(len(everything) > first)
     _, recipe = windows_of(text, tokenizer, tokens)
     end = first + recipe.tokens_scored
@@ -82,7 +82,7 @@ def test_by_hand(tokenizer):
     ids, _ = tokenizer.encode_with_offsets("abcdefg")
     a, b, c, d, e, f, g = ids
     windows, recipe = windows_of("abcdefg", tokenizer, context=4, stride=2)
-    if tokenizer.adds_bos:
+    if tokenizer.special_prefix:
         bos = tokenizer.special_prefix[0]
         assert [(window.ids, window.scored) for window in windows] == [
             ((bos, a, b, c, d), 4),
@@ -114,7 +114,7 @@ def test_strides_outside_the_context_are_refused(tokenizer, stride):
 
 
 def test_the_smallest_text_that_can_be_scored(tokenizer):
-    shortest = "a" if tokenizer.adds_bos else "ab"
+    shortest = "a" if tokenizer.special_prefix else "ab"
     windows, recipe = windows_of(shortest, tokenizer)
     assert [window.scored for window in windows] == [1]
     assert (recipe.tokens_scored, recipe.bytes_scored) == (1, 1)

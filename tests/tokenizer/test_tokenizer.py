@@ -16,14 +16,14 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 def test_special_prefix_of_a_tokenizer_that_adds_bos(byte_fallback):
     assert byte_fallback.special_prefix == [1]
-    assert byte_fallback.adds_bos
+    assert byte_fallback.special_prefix
     assert byte_fallback.encode("the cat")[0] == 1
     assert 1 not in byte_fallback.encode_with_offsets("the cat")[0]
 
 
 def test_special_prefix_of_a_tokenizer_that_adds_nothing(byte_level):
     assert byte_level.special_prefix == []
-    assert not byte_level.adds_bos
+    assert not byte_level.special_prefix
 
 
 def test_special_prefix_ends_before_the_text_also_where_eos_follows_it(byte_level):
