@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt $(wildcard sparseinfer/kernels/native/*)
 
-.PHONY: demo test check accept format sanitize clean
+.PHONY: demo test check accept format sanitize neon clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -30,11 +30,15 @@ check: $(VENV)/.installed  ## what CI checks besides tests
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-accept: $(VENV)/.installed  ## every promised figure at full size; writes docs/results/
+# Speed and 4-bit quality need the bench extra: CMAKE_ARGS=-DGGML_NATIVE=ON pip install -e ".[bench]"
+accept: $(VENV)/.installed  ## every promised figure at full size (two hours); writes docs/results/
 	$(BIN)/python benchmarks/accept.py
 
 sanitize: $(VENV)/.installed  ## kernel tests under address and undefined-behaviour sanitizers
 	bash tests/kernels/sanitize.sh
+
+neon:  ## kernels for 64-bit ARM (under qemu) and without vector instructions, against plain loops
+	sh tests/kernels/neon/run.sh
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

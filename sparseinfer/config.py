@@ -6,10 +6,13 @@ converted checkpoint's `config.json`. Knows no file names and no Hugging Face na
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from sparseinfer.errors import ConfigError
 
 FORMAT_VERSION = 1
 
@@ -25,7 +28,11 @@ BYTES_PER_WEIGHT: dict[DTypeName, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder-only model with gated FFNs (sizes in elements, positions in tokens)."""
+    """Shape of a decoder-only model with gated FFNs (sizes in elements, positions in tokens).
+
+    Raises:
+        ConfigError: a size that cannot be.
+    """
 
     family: str
     vocab_size: int
@@ -44,6 +51,23 @@ class ModelConfig:
     phi: Phi
     psi: Psi
     eos_token_ids: frozenset[int]
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
+                 "num_kv_heads", "head_dim", "context_length")  # fmt: skip
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim {self.head_dim} is odd; RoPE needs an even one")
+        if not 0 < self.rms_norm_eps < math.inf:
+            raise ConfigError(f"rms_norm_eps {self.rms_norm_eps} is not a finite number above 0")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ConfigError(f"sliding_window {self.sliding_window} is neither None nor above 0")
 
     @property
     def ffn_weights_per_layer(self) -> int:

@@ -37,7 +37,9 @@ SIGNATURES = {
         "device": "cpu",
         "weights": "auto",
         "threads": None,
+        "huge_pages": False,
     },
+    sparseinfer.Model.set_thresholds: {"thresholds": EMPTY},
     sparseinfer.Model.generate: {
         "ids": EMPTY,
         "max_tokens": None,

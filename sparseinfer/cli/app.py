@@ -15,11 +15,13 @@ from typing import Any, NoReturn
 
 import typer
 
+from sparseinfer.cli.bench import bench
 from sparseinfer.cli.convert import convert
 from sparseinfer.cli.demo import demo
 from sparseinfer.cli.evaluate import evaluate
 from sparseinfer.cli.generate import generate
 from sparseinfer.cli.inspect import inspect
+from sparseinfer.cli.pack import pack
 from sparseinfer.cli.serve import serve
 from sparseinfer.errors import SparseInferError
 
@@ -32,9 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(convert)
+app.command()(pack)
 app.command()(generate)
 app.command(name="eval")(evaluate)
 app.command()(serve)
+app.command()(bench)
 app.command()(inspect)
 app.command()(demo)
 
@@ -105,7 +109,7 @@ def _run() -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise  # torch says out of memory by a RuntimeError
-        return _fail("out of memory: try a smaller model, --weights bf16 or fewer tokens")
+        return _fail("out of memory: try a smaller model, --weights int8 or int4, or fewer tokens")
     except OSError as error:
         if error.errno == errno.ENOSPC:
             if error.filename is None:

@@ -10,7 +10,10 @@ import typer
 
 from sparseinfer import strict_json
 
-MODEL_HELP = "Local folder, .gguf file, hub id or alias."
+MODEL_HELP = "Local folder (checkpoint or packed), .gguf file, hub id or alias."
+WEIGHTS_HELP = "auto (as stored), fp32, bf16, int8 or int4; a packed artifact has its own."
+THREADS_HELP = "Default, and the most that is used: physical cores."
+HUGE_PAGES_HELP = "Copy a packed artifact to memory: faster to run, slower to load."
 JSON_HELP = "Print one JSON object instead of a table."
 
 

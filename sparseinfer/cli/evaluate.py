@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 from sparseinfer.cli.console import (
+    HUGE_PAGES_HELP,
     JSON_HELP,
     MODEL_HELP,
+    THREADS_HELP,
+    WEIGHTS_HELP,
     megabytes,
     percent,
     print_json,
@@ -40,8 +43,9 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(help="Also write report.json and report.md here.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Default: physical cores.")] = None,
+    weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
+    threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
+    huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Measure perplexity, distance from the dense parent, and sparsity.
@@ -72,6 +76,7 @@ def evaluate(
             parent=parent,
             weights=weights,
             threads=threads,
+            huge_pages=huge_pages,
             by="decode" if by == "decode" else "prefill",
             progress=show,
         )
@@ -89,7 +94,7 @@ def evaluate(
     if result.comparison:
         against = result.comparison
         rows += [
-            ("dense perplexity", f"{against.perplexity:.3f} ({against.parent})"),
+            ("dense perplexity", f"{against.perplexity:.3f} ({against.parent}, {against.weights})"),
             ("ratio to dense", f"{against.perplexity_ratio:.4f}"),
             ("KL(dense, model)", f"{against.kl:.4f} nats per token"),
             ("top-1 agreement", percent(against.top1_agreement)),

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from sparseinfer.cli.console import JSON_HELP, MODEL_HELP, percent, print_json
+from sparseinfer.cli.console import (
+    HUGE_PAGES_HELP,
+    JSON_HELP,
+    MODEL_HELP,
+    THREADS_HELP,
+    WEIGHTS_HELP,
+    percent,
+    print_json,
+)
 
 
 def generate(
@@ -29,8 +37,9 @@ def generate(
     stats: Annotated[
         bool, typer.Option("--stats", help="Speed and realised sparsity, on stderr.")
     ] = False,
-    weights: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Default: physical cores.")] = None,
+    weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
+    threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
+    huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Generate text, printed as it comes.
@@ -48,8 +57,8 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     text = _read_prompt(prompt)
-    loaded = load(model, weights=weights, threads=threads)
-    tokenizer = load_tokenizer(loaded.checkpoint.path)
+    loaded = load(model, weights=weights, threads=threads, huge_pages=huge_pages)
+    tokenizer = load_tokenizer(loaded.path)
     if chat or (chat is None and tokenizer.has_chat_template):
         ids = tokenizer.encode_chat([{"role": "user", "content": text}])
     else:
@@ -70,7 +79,7 @@ def generate(
         sys.stdout.write("\n")
         sys.stdout.flush()
     counts = generation.sparsity
-    measured = sparsities(loaded.config, loaded.bytes_per_weight, counts) if counts.tokens else None
+    measured = sparsities(loaded.config, loaded.formats, counts) if counts.tokens else None
     if as_json:
         print_json(
             {
@@ -82,7 +91,8 @@ def generate(
                 "prefill_tokens_per_second": generation.prefill_tokens_per_second,
                 "decode_tokens_per_second": generation.decode_tokens_per_second,
                 "decode_sparsities": vars(measured) if measured else None,
-                "weights": loaded.weight_type,
+                "weights": loaded.formats.layers,
+                "head": loaded.formats.head,
                 "threads": loaded.threads,
             }
         )

@@ -13,14 +13,20 @@ from sparseinfer.cli.console import (
     percent,
     print_json,
     print_table,
+    progress,
 )
 
 if TYPE_CHECKING:
     from sparseinfer.checkpoint import Checkpoint
+    from sparseinfer.packed import Packed
 
 
 def inspect(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "smollm2-135m",
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read all weights: NaN, Inf, and a packed artifact's hash."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Show a model's shape, FFN form, thresholds, sizes and bytes per token.
@@ -28,43 +34,67 @@ def inspect(
     Examples:
 
         sparseinfer inspect ./smollm2-135m-chess
+
+        sparseinfer inspect ./llama2-7b-int4 --verify
     """
-    from sparseinfer.checkpoint import Checkpoint
+    from sparseinfer.packed import open_model
     from sparseinfer.sources import resolve_model
 
     resolved = resolve_model(model)
-    content = describe(Checkpoint.open(resolved.path))
+    source = open_model(resolved.path)
+    content = describe(source)
+    if verify:
+        with progress() as report:
+            _verify(source, report)
+    content["verified"] = verify
     if as_json:
         print_json({"model": resolved.name, **content})
         return
     print_table(resolved.name, _rows(content))
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything `inspect` shows, as JSON values; verifies thresholds against the weights."""
-    from sparseinfer.config import BYTES_PER_WEIGHT
+def _verify(source: Checkpoint | Packed, report: Any) -> None:
+    from sparseinfer.checkpoint import Checkpoint
+    from sparseinfer.checkpoint.writer import validate_weights
+
+    if isinstance(source, Checkpoint):
+        validate_weights(source, report)
+    else:
+        source.verify(report)
+
+
+def describe(source: Checkpoint | Packed) -> dict[str, Any]:
+    """Everything `inspect` shows, as JSON values; verifies a checkpoint's thresholds against its
+    weights."""
+    import math
+
+    from sparseinfer import arch
+    from sparseinfer.packed import Packed
+    from sparseinfer.packed.source import choose_model_formats
     from sparseinfer.sparsity import expected_sparsities
 
-    config, record = checkpoint.config, checkpoint.record
+    config, record = source.config, source.record
     thresholds = [
         {
             "min": float(threshold.min()),
             "median": float(threshold.median()),
             "max": float(threshold.max()),
         }
-        for threshold in checkpoint.thresholds()
+        for threshold in source.thresholds()
     ]
     calibrated = record.calibration.layer_sparsity if record and record.calibration else None
     layers = calibrated or [0.0] * config.num_layers
-    expected = expected_sparsities(config, BYTES_PER_WEIGHT[checkpoint.dtype], layers)
+    formats = choose_model_formats(source, "auto")
+    expected = expected_sparsities(config, formats, layers)
+    packed = source.source.model_dump(mode="json") if isinstance(source, Packed) else None
     return {
-        "path": str(checkpoint.path),
-        "architecture": checkpoint.raw["architectures"][0]
-        if checkpoint.raw.get("architectures")
-        else config.family,
-        "parameters": checkpoint.parameters,
-        "weights": checkpoint.dtype,
-        "weight_files_bytes": checkpoint.weight_bytes,
+        "path": str(source.path),
+        "architecture": _architecture(source),
+        "parameters": sum(math.prod(shape) for shape in arch.tensor_shapes(config).values()),
+        "weights": source.formats.layers if isinstance(source, Packed) else source.dtype,
+        "head": source.formats.head if isinstance(source, Packed) else source.dtype,
+        "packed_from": packed,
+        "weight_files_bytes": source.weight_bytes,
         "config": {key: value for key, value in vars(config).items() if key != "eos_token_ids"},
         "ffn": {"phi": config.phi, "psi": config.psi},
         "record": record.model_dump(mode="json") if record else None,
@@ -75,13 +105,21 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _architecture(source: Checkpoint | Packed) -> str:
+    from sparseinfer.packed import Packed
+
+    if isinstance(source, Packed):
+        return source.config.family
+    return (source.raw.get("architectures") or [source.config.family])[0]
+
+
 def _rows(content: dict[str, Any]) -> list[tuple[str, str]]:
     config, record = content["config"], content["record"]
     heads = f"{config['num_heads']} heads, {config['num_kv_heads']} key-value heads"
     rows = [
         ("path", content["path"]),
         ("architecture", content["architecture"]),
-        ("parameters", f"{content['parameters']:,} ({content['weights']})"),
+        ("parameters", f"{content['parameters']:,} ({_weights_text(content)})"),
         (
             "shape",
             f"hidden {config['hidden_size']}, intermediate {config['intermediate_size']}, "
@@ -89,10 +127,12 @@ def _rows(content: dict[str, Any]) -> list[tuple[str, str]]:
             f"{config['vocab_size']}, context {config['context_length']}",
         ),
         ("FFN", f"phi = {content['ffn']['phi']}, psi = {content['ffn']['psi']}"),
-        ("method", _method_text(record) if record else "none: a dense checkpoint"),
+        ("method", _method_text(record) if record else "none: a dense model"),
         ("weight files", megabytes(content["weight_files_bytes"])),
         ("bytes per token", f"{megabytes(content['bytes_per_token_dense'])} dense"),
     ]
+    if content["verified"]:
+        rows.append(("verified", "all weights are finite" + _hash_text(content)))
     if content["calibrated_sparsities"]:
         found = content["calibrated_sparsities"]
         rows += [
@@ -113,6 +153,16 @@ def _rows(content: dict[str, Any]) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _weights_text(content: dict[str, Any]) -> str:
+    if not content["packed_from"]:
+        return content["weights"]
+    return f"packed as {content['weights']}, head {content['head']}"
+
+
+def _hash_text(content: dict[str, Any]) -> str:
+    return ", and are what was packed (SHA-256)" if content["packed_from"] else ""
 
 
 def _method_text(record: dict[str, Any]) -> str:

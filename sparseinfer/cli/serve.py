@@ -6,15 +6,22 @@ from typing import Annotated
 
 import typer
 
-from sparseinfer.cli.console import MODEL_HELP, print_json
+from sparseinfer.cli.console import (
+    HUGE_PAGES_HELP,
+    MODEL_HELP,
+    THREADS_HELP,
+    WEIGHTS_HELP,
+    print_json,
+)
 
 
 def serve(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "smollm2-135m",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    weights: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Default: physical cores.")] = None,
+    weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
+    threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
+    huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="When ready, print one JSON object with the URL.")
     ] = False,
@@ -25,18 +32,20 @@ def serve(
 
         sparseinfer serve ./smollm2-135m-chess --port 8000
     """
-    from sparseinfer.checkpoint import Checkpoint
     from sparseinfer.engine.model import Model, check_threads
-    from sparseinfer.engine.weights import check_weight_type
+    from sparseinfer.formats import import_dtype
+    from sparseinfer.packed import open_model
     from sparseinfer.serve import create_app, run_server
     from sparseinfer.sources import resolve_model
     from sparseinfer.tokenizer import load_tokenizer
 
     check_threads(threads)
-    resolved = resolve_model(model, dtype=check_weight_type(weights))
+    resolved = resolve_model(model, dtype=import_dtype(weights))
     name = resolved.name
-    loaded = Model(Checkpoint.open(resolved.path), weights=weights, threads=threads)
-    tokenizer = load_tokenizer(loaded.checkpoint.path)
+    loaded = Model(
+        open_model(resolved.path), weights=weights, threads=threads, huge_pages=huge_pages
+    )
+    tokenizer = load_tokenizer(loaded.path)
 
     def ready(url: str) -> None:
         if as_json:

@@ -16,7 +16,7 @@ from sparseinfer.atomic import check_output
 from sparseinfer.checkpoint import Checkpoint, is_converted, write_converted
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.checkpoint.writer import validate_weights
-from sparseinfer.config import BYTES_PER_WEIGHT, DTypeName, ParentRecord, SparsityRecord
+from sparseinfer.config import DTypeName, ParentRecord, SparsityRecord
 from sparseinfer.convert.calibrate import (
     Calibration,
     Sample,
@@ -28,6 +28,8 @@ from sparseinfer.convert.card import model_card
 from sparseinfer.convert.method import Method
 from sparseinfer.convert.methods import METHODS
 from sparseinfer.errors import ConfigError, OutputError, UnsupportedError
+from sparseinfer.formats import WeightFormats
+from sparseinfer.packed import is_packed
 from sparseinfer.sources import CALIBRATION_TEXT, ResolvedModel, load_text, resolve_model
 from sparseinfer.sparsity import Sparsities, expected_sparsities
 from sparseinfer.tokenizer import load_tokenizer
@@ -85,6 +87,10 @@ def convert(
     resolved = resolve_model(model, dtype=dtype)
     target = Path(out) if out is not None else Path(f"{resolved.name}-{act}")
     _check_output(target, resolved.path, force)
+    if is_packed(resolved.path):
+        raise UnsupportedError(
+            f"{resolved.path} is packed; convert the checkpoint it was packed from, then pack that"
+        )
     parent = Checkpoint.open(resolved.path)
     _check_parent(method, parent)
     written_dtype = parent.dtype if dtype == "auto" else cast(DTypeName, dtype)
@@ -248,8 +254,8 @@ def _expected(
 ) -> Sparsities | None:
     if calibration is None:
         return None
-    per_weight = BYTES_PER_WEIGHT[dtype]
-    return expected_sparsities(parent.config, per_weight, calibration.record.layer_sparsity)
+    formats = WeightFormats.of("fp32" if dtype == "fp32" else "bf16")  # as the engine will hold it
+    return expected_sparsities(parent.config, formats, calibration.record.layer_sparsity)
 
 
 def _notes(method: Method, parent: Checkpoint, resolved: ResolvedModel) -> tuple[str, ...]:

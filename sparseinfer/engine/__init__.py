@@ -1,7 +1,8 @@
-"""Runs a checkpoint: token ids in, token ids and logits out. Knows no text.
+"""Runs a model: token ids in, token ids and logits out. Knows no text.
 
-Reading order: `weights` (tensors ready for the kernels), `rope`, `cache`, `cpu` (the runner),
-`sampling`, `generation` (the decode loop), `model` (`load` and the public `Model`).
+Reading order: `rope`, `cache`, `cpu` (the runner), `reference` (the one without native kernels),
+`runner` (which of them), `sampling`, `generation` (the decode loop), `batch`,
+`model` (`load` and the public `Model`). Weights come from `sparseinfer.packed`.
 """
 
 from sparseinfer.engine.generation import Generation

@@ -10,43 +10,54 @@ _INITIAL_POSITIONS = 256
 
 
 class KVCache:
-    """Keys and values [num_kv_heads, positions, head_dim] fp32 per layer, growing by doubling.
+    """Keys and values of all layers, growing by doubling.
 
     A sliding window masks old positions; they are kept, so memory is that of full attention.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         self._config = config
+        self._dtype = dtype
         self._capacity = min(_INITIAL_POSITIONS, config.context_length)
-        self._keys = [self._empty(self._capacity) for _ in range(config.num_layers)]
-        self._values = [self._empty(self._capacity) for _ in range(config.num_layers)]
+        self.keys = self._empty()
+        """[L, num_kv_heads, capacity, head_dim]"""
+        self.values = self._empty()
         self.length = 0
         """Positions stored in every layer."""
+
+    def reserve(self, tokens: int) -> None:
+        """Makes room for `tokens` more positions. `keys` and `values` may become new tensors."""
+        positions = self.length + tokens
+        if positions <= self._capacity:
+            return
+        self._capacity = min(max(positions, 2 * self._capacity), self._config.context_length)
+        for name in ("keys", "values"):
+            grown = self._empty()
+            grown[:, :, : self.length] = getattr(self, name)[:, :, : self.length]
+            setattr(self, name, grown)
 
     def append(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores T new positions of one layer; returns views of all of that layer's positions.
+        """Stores T new positions [num_kv_heads, T, head_dim] of one layer, rounded to the cache's
+        dtype; returns views of all of that layer's positions.
 
-        `length` advances by `advance` once every layer has stored them.
+        `length` advances by `advance` once every layer has stored them; `reserve` comes first.
         """
         end = self.length + keys.shape[1]
-        self._reserve(end)
-        self._keys[layer][:, self.length : end] = keys
-        self._values[layer][:, self.length : end] = values
-        return self._keys[layer][:, :end], self._values[layer][:, :end]
+        self.keys[layer, :, self.length : end] = keys
+        self.values[layer, :, self.length : end] = values
+        return self.keys[layer, :, :end], self.values[layer, :, :end]
 
     def advance(self, tokens: int) -> None:
         self.length += tokens
 
-    def _reserve(self, positions: int) -> None:
-        if positions <= self._capacity:
-            return
-        self._capacity = min(max(positions, 2 * self._capacity), self._config.context_length)
-        for stored in (self._keys, self._values):
-            for layer, old in enumerate(stored):
-                stored[layer] = self._empty(self._capacity)
-                stored[layer][:, : self.length] = old[:, : self.length]
-
-    def _empty(self, positions: int) -> torch.Tensor:
-        return torch.empty(self._config.num_kv_heads, positions, self._config.head_dim)
+    def _empty(self) -> torch.Tensor:
+        config = self._config
+        return torch.empty(
+            config.num_layers,
+            config.num_kv_heads,
+            self._capacity,
+            config.head_dim,
+            dtype=self._dtype,
+        )

@@ -1,69 +1,81 @@
-"""The CPU runner: prefill and decode of one sequence, fp32 activations over fp32 or bf16 weights.
+"""The CPU runner: what a few tokens cost in native code, and many in matrix products.
 
-A few rows at a time go through the native kernels, which skip inactive neurons; longer chunks go
-through the reference operations, which are matrix products with the same mask.
+Up to `NATIVE_ROWS` tokens at once go through the native decode step, which reads no weights of
+inactive neurons; longer chunks of one sequence go through `prefill`, matrix products with the same
+mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
-from sparseinfer.engine.rope import Rope, rotate
-from sparseinfer.engine.weights import LayerWeights, Weights
-from sparseinfer.kernels.gated_ffn import FfnOutput
-from sparseinfer.kernels.gated_ffn import reference as ffn_reference
-from sparseinfer.kernels.gated_ffn.cpu import CpuGatedFfn
-from sparseinfer.kernels.linear import reference as linear_reference
-from sparseinfer.kernels.linear.cpu import CpuLinear
+from sparseinfer.engine.prefill import Prefill
+from sparseinfer.engine.rope import Rope
+from sparseinfer.kernels.decoder.cpu import (
+    MAX_ROWS,
+    AttentionShape,
+    CpuDecoder,
+    DecoderLayer,
+    TokenRow,
+)
+from sparseinfer.kernels.gemm import Math
 from sparseinfer.kernels.threads import CpuPool
+from sparseinfer.packed import Weights
 
 NATIVE_ROWS = 8
-"""Up to this many tokens at once the native kernels read fewer bytes than a matrix product."""
-
-
-class _Projection:
-    """A linear layer that picks its implementation by the number of rows."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, pool: CpuPool) -> None:
-        self._weight, self._bias = weight, bias
-        self._native = CpuLinear(weight, bias, pool)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[0] <= NATIVE_ROWS:
-            return self._native(x.contiguous())
-        return linear_reference.linear(x, self._weight, self._bias)
-
-
-class _Layer:
-    """Kernels of one decoder layer."""
-
-    def __init__(self, weights: LayerWeights, pool: CpuPool) -> None:
-        self.weights = weights
-        self.qkv = _Projection(weights.qkv, weights.qkv_bias, pool)
-        self.o = _Projection(weights.o, weights.o_bias, pool)
-        self._native_ffn = CpuGatedFfn(weights.ffn, pool)
-
-    def ffn(self, x: torch.Tensor) -> FfnOutput:
-        if x.shape[0] <= NATIVE_ROWS:
-            return self._native_ffn(x.contiguous())
-        return ffn_reference.gated_ffn(x, self.weights.ffn)
+"""Up to this many tokens of one sequence the native step is faster than matrix products."""
 
 
 class CpuRunner:
-    """Computes logits of new tokens of one sequence, given its cache. Not thread-safe."""
+    """Computes logits of new tokens, given the caches of their sequences. Not thread-safe."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, rope: Rope, pool: CpuPool) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        rope: Rope,
+        pool: CpuPool,
+        kv_dtype: torch.dtype,
+        prefill: Math | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """prefill: arithmetic of prompts; None takes what suits the weights and this CPU."""
         self._config = config
-        self._weights = weights
         self._rope = rope
-        self._layers = [_Layer(layer, pool) for layer in weights.layers]
-        self._head = _Projection(weights.head, None, pool)
+        self._kv_dtype = kv_dtype
+        attention = AttentionShape(
+            config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window
+        )
+        self._prefill = Prefill(config, weights, rope, attention, pool, prefill)
+        self._decoder = CpuDecoder(
+            weights.embedding,
+            [
+                DecoderLayer(
+                    layer.input_norm,
+                    layer.qkv,
+                    layer.qkv_bias,
+                    layer.o,
+                    layer.o_bias,
+                    layer.ffn_norm,
+                    layer.ffn,
+                )
+                for layer in weights.layers
+            ],
+            weights.final_norm,
+            weights.head,
+            eps=config.rms_norm_eps,
+            attention=attention,
+            kv_dtype=kv_dtype,
+            pool=pool,
+            isa=isa,
+        )
 
     def new_cache(self) -> KVCache:
-        return KVCache(self._config)
+        return KVCache(self._config, self._kv_dtype)
 
     def forward(
         self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
@@ -75,74 +87,48 @@ class CpuRunner:
             all_logits: logits of every position, not of the last one only.
 
         Returns:
-            logits [T or 1, V] fp32, and rows of (up, down) read in each layer, int64 [L, 2].
+            logits [T or 1, V] fp32, and rows of (up, down) read in each layer, int32 or int64
+            [L, 2].
         """
-        config = self._config
         tokens = ids.shape[0]
-        start = cache.length
-        hidden = self._weights.embedding[ids].float()
-        cos, sin = self._rope.tables(start, start + tokens)
-        mask = attention_mask(start, tokens, config.sliding_window)
-        counts = []
-        for index, layer in enumerate(self._layers):
-            x = rms_norm(hidden, layer.weights.input_norm, config.rms_norm_eps)
-            attended = self._attend(layer.qkv(x), index, cache, cos, sin, mask)
-            hidden = hidden + layer.o(attended)
-            x = rms_norm(hidden, layer.weights.ffn_norm, config.rms_norm_eps)
-            y, rows = layer.ffn(x)
-            hidden = hidden + y
-            counts.append(rows)
+        cache.reserve(tokens)
+        if tokens > NATIVE_ROWS:
+            logits, rows = self._prefill(ids, cache, all_logits=all_logits)
+        else:
+            start = cache.length
+            new = [
+                TokenRow(token, start + offset, cache.keys, cache.values)
+                for offset, token in enumerate(ids.tolist())
+            ]
+            first = 0 if all_logits else tokens - 1
+            logits, counts = self._decoder(
+                new, *self._rope.tables(0, start + tokens), first_logits=first
+            )
+            rows = counts[:, 0] if tokens == 1 else counts.sum(1, dtype=torch.int64)
         cache.advance(tokens)
-        if not all_logits:
-            hidden = hidden[-1:]
-        hidden = rms_norm(hidden, self._weights.final_norm, config.rms_norm_eps)
-        return self._head(hidden), torch.stack(counts).sum(1)
+        return logits, rows
 
-    def _attend(
-        self,
-        qkv: torch.Tensor,
-        layer: int,
-        cache: KVCache,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Attention output [T, num_heads head_dim] of projections [T, (heads + 2 kv) head_dim]."""
-        heads, kv_heads, head_dim = (
-            self._config.num_heads,
-            self._config.num_kv_heads,
-            self._config.head_dim,
-        )
-        split = qkv.view(qkv.shape[0], heads + 2 * kv_heads, head_dim).transpose(0, 1)
-        rotated = rotate(split[: heads + kv_heads], cos, sin)
-        keys, values = cache.append(layer, rotated[heads:], split[heads + kv_heads :])
-        output = F.scaled_dot_product_attention(
-            rotated[:heads][None],
-            keys[None],
-            values[None],
-            attn_mask=mask,
-            enable_gqa=heads != kv_heads,
-        )
-        return output[0].transpose(0, 1).reshape(qkv.shape[0], heads * head_dim)
+    def step(
+        self, ids: Sequence[int], caches: Sequence[KVCache]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends one token to each of several sequences, reading the weights once for all.
+
+        Args:
+            ids: one token id for each cache, at most `MAX_ROWS`; caches are all different.
+
+        Returns:
+            logits [B, V] fp32, and rows of (up, down) that each read in each layer, int32
+            [L, B, 2]: to the bit what `forward` gives for each alone.
+        """
+        rows = []
+        for token, cache in zip(ids, caches, strict=True):
+            cache.reserve(1)
+            rows.append(TokenRow(token, cache.length, cache.keys, cache.values))
+        longest = max(row.position for row in rows) + 1
+        logits, counts = self._decoder(rows, *self._rope.tables(0, longest))
+        for cache in caches:
+            cache.advance(1)
+        return logits, counts
 
 
-def attention_mask(start: int, tokens: int, window: int | None) -> torch.Tensor | None:
-    """Which of start + tokens positions each new token sees: bool [tokens, start + tokens].
-
-    None where every new token sees all of them. With a window a token sees itself and the
-    window - 1 positions before it (Mistral 7B, 2310.06825, section 2).
-    """
-    total = start + tokens
-    if tokens == 1 and (window is None or total <= window):
-        return None
-    query = torch.arange(start, total)[:, None]
-    key = torch.arange(total)[None, :]
-    visible = key <= query
-    if window is not None:
-        visible &= key > query - window
-    return visible
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm (1910.07467) of x [T, H] fp32."""
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+__all__ = ["MAX_ROWS", "NATIVE_ROWS", "CpuRunner"]

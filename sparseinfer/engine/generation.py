@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 
 from sparseinfer.engine.sampling import Sampler
+from sparseinfer.engine.torch_threads import torch_threads
 from sparseinfer.sparsity import SparsityCounts
 
 
@@ -70,7 +71,8 @@ class Generation(Iterator[int]):
             self.finish_reason = "length"
             raise StopIteration
         began = time.perf_counter()
-        token = self._sampler(self._step(self._pending))
+        with torch_threads(1):  # also for the sampler, which runs between two steps
+            token = self._sampler(self._step(self._pending))
         seconds = time.perf_counter() - began
         if self.prefill_seconds == 0:
             self.prefill_seconds = seconds

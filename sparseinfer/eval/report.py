@@ -72,9 +72,10 @@ def _quality_rows(e: Evaluation) -> list[str]:
     ]
     if e.comparison is None:
         return [*rows, f"| against dense | left out: {e.no_comparison_because} |"]
+    dense = f"{e.comparison.parent}, {e.comparison.weights}"
     return [
         *rows,
-        f"| dense perplexity ({e.comparison.parent}) | {e.comparison.perplexity:.3f} |",
+        f"| dense perplexity ({dense}) | {e.comparison.perplexity:.3f} |",
         f"| ratio to the dense parent | {e.comparison.perplexity_ratio:.4f} |",
         f"| KL(dense, model), nats per token | {e.comparison.kl:.4f} |",
         f"| top-1 agreement with dense | {e.comparison.top1_agreement:.4f} |",

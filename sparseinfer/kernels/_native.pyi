@@ -7,23 +7,98 @@ class ThreadPool:
     @property
     def threads(self) -> int: ...
 
+class Matrix:
+    def __init__(self, data: Tensor, format: int, columns: int) -> None: ...
+
 class GatedFfn:
     def __init__(
         self,
-        gate: Tensor,
-        up: Tensor,
-        down: Tensor,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
         threshold: Tensor,
         gate_bias: Tensor | None,
         up_bias: Tensor | None,
         down_bias: Tensor | None,
         phi: int,
         psi: int,
+    ) -> None: ...
+    def call(self, pool: ThreadPool, isa: str, x: int, y: int, counts: int, rows: int) -> None: ...
+
+class Linear:
+    def __init__(self, weight: Matrix, bias: Tensor | None) -> None: ...
+    def call(self, pool: ThreadPool, isa: str, x: int, y: int, rows: int) -> None: ...
+
+class SparseInputLinear:
+    def __init__(self, weight: Matrix, threshold: Tensor, bias: Tensor | None) -> None: ...
+    def call(self, pool: ThreadPool, isa: str, x: int, y: int, reads: int, rows: int) -> None: ...
+
+class Layer:
+    def __init__(
+        self, input_norm: Tensor, qkv: Linear, o: Linear, ffn_norm: Tensor, ffn: GatedFfn
+    ) -> None: ...
+
+class Decoder:
+    def __init__(
+        self,
+        embedding: Matrix,
+        layers: list[Layer],
+        final_norm: Tensor,
+        head: Matrix,
+        eps: float,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        window: int,
+        bf16_cache: bool,
         pool: ThreadPool,
         isa: str,
     ) -> None: ...
-    def call(self, x: int, y: int, counts: int, rows: int) -> None: ...
+    def step(
+        self,
+        rows: int,
+        count: int,
+        cos: int,
+        sin: int,
+        first_logits: int,
+        logits: int,
+        counts: int,
+    ) -> None: ...
 
-class Linear:
-    def __init__(self, weight: Tensor, bias: Tensor | None, pool: ThreadPool, isa: str) -> None: ...
-    def call(self, x: int, y: int, rows: int) -> None: ...
+def read_bandwidth(pool: ThreadPool, address: int, bytes: int) -> float: ...
+def unpack(
+    matrix: Matrix, begin: int, end: int, to_bf16: bool, out: int, pool: ThreadPool, isa: str
+) -> None: ...
+def gate(
+    g: int,
+    u: int,
+    bf16: bool,
+    threshold: int,
+    gate_bias: int,
+    up_bias: int,
+    neurons: int,
+    phi: int,
+    psi: int,
+    reads: int,
+    rows: int,
+    pool: ThreadPool,
+    isa: str,
+) -> None: ...
+def attend(
+    qkv: int,
+    attended: int,
+    cos: int,
+    sin: int,
+    keys: int,
+    values: int,
+    head_stride: int,
+    bf16_cache: bool,
+    tokens: int,
+    start: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    window: int,
+    pool: ThreadPool,
+    isa: str,
+) -> None: ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sparseinfer.kernels.cpu_quota import cpu_quota
 from sparseinfer.kernels.isa import native
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -17,8 +18,16 @@ def physical_cores() -> int:
     """Physical cores that this process may run on, at least 1.
 
     Decoding waits for memory, so the second hardware thread of a core adds nothing. Where the
-    topology cannot be read, every logical CPU counts.
+    topology cannot be read, every logical CPU counts. Affinity (`taskset`) narrows the choice, and
+    a container's CPU quota the number: a quota of 1.5 CPUs makes 2.
     """
+    quota = cpu_quota()
+    cores = _cores_allowed()
+    return cores if quota is None else min(cores, quota)
+
+
+def _cores_allowed() -> int:
+    """Physical cores in this process's affinity mask."""
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not Linux

@@ -267,7 +267,7 @@ def test_empty_prompt(fails, make_model):
         ["--top-p", "1.1"],
         ["--min-p", "-0.1"],
         ["--seed", "-1"],
-        ["--weights", "int4"],
+        ["--weights", "int3"],
         ["--threads", "0"],
         ["--threads", "-1"],
         ["--json=yes"],

@@ -23,7 +23,8 @@ def endless_model(make_model):
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from sparseinfer.cli.app import app\n"
-        "for command in ('', 'convert', 'generate', 'eval', 'serve', 'inspect', 'demo'):\n"
+        "for command in ('', 'convert', 'pack', 'generate', 'eval', 'serve', 'bench', 'inspect',\n"
+        "                'demo'):\n"
         "    app([*command.split(), '--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'transformers', 'numpy', 'safetensors', 'tokenizers', 'fastapi',\n"
         "         'huggingface_hub', 'pydantic_core._pydantic_core_'}\n"
@@ -31,7 +32,7 @@ def test_help_imports_nothing_heavy():
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "[]\n"
-    assert done.stdout.count("Usage:") == 7
+    assert done.stdout.count("Usage:") == 9
 
 
 def test_results_go_to_standard_output_and_logs_to_standard_error(process, make_model, tmp_path):

@@ -18,7 +18,7 @@ def nothing_is_opened(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["generate", "eval", "serve"])
-@pytest.mark.parametrize("option", [("--threads", "0"), ("--weights", "int8")])
+@pytest.mark.parametrize("option", [("--threads", "0"), ("--weights", "int3")])
 def test_threads_and_weights(fails, make_model, nothing_is_opened, command, option):
     prompt = ["hello"] if command == "generate" else []
     assert option[1] in fails(command, make_model(), *prompt, *option)
@@ -60,10 +60,10 @@ def test_demo_output_of_another_model(fails, converted, monkeypatch, tmp_path):
 
 
 def test_torch_out_of_memory_is_one_line(fails, make_model, monkeypatch):
-    import sparseinfer.engine.model as engine
+    import sparseinfer.packed.source as source
 
     def exhausted(*_args):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1")
 
-    monkeypatch.setattr(engine, "load_weights", exhausted)
+    monkeypatch.setattr(source, "pack", exhausted)
     assert "out of memory" in fails("generate", make_model(), "hello")

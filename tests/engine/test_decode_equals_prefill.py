@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.engine import load
-from sparseinfer.engine.weights import load_weights
+from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.gated_ffn import reference
 from sparseinfer.kernels.gated_ffn.cpu import CpuGatedFfn
 from sparseinfer.kernels.threads import CpuPool
+from sparseinfer.packed import pack
 
 from .conftest import CALIBRATED, PARENTS
 from .oracle import (
@@ -60,8 +62,7 @@ def _without_near_neurons(mlp, x, threshold):
 def test_every_layers_ffn_equals_a_masked_ffn_on_the_same_inputs(converted, prose_ids, act, family):
     """Native kernel, reference, and a masked transformers MLP."""
     folder = converted(act, family)
-    model = load(folder, threads=1)
-    layers = load_weights(model.checkpoint, "fp32").layers
+    layers = pack(Checkpoint.open(folder), WeightFormats.of("fp32")).layers
     plain = hf_model(folder)
     inputs = ffn_inputs(masked_model(folder), prose_ids[0])
     pool = CpuPool(2)

@@ -10,9 +10,19 @@ import torch
 
 from sparseinfer.engine import Sampling, load
 from sparseinfer.errors import ConfigError, PromptError, SourceError, UnsupportedError
+from sparseinfer.formats import WeightFormats
+from sparseinfer.kernels.quantize import quantize
 from sparseinfer.sparsity import SparsityCounts
 
-from .oracle import TIGHT, hf_logits, hf_model, random_ids, relative_error
+from .oracle import (
+    HALF_PRODUCTS,
+    ROUNDED,
+    TIGHT,
+    hf_logits,
+    hf_model,
+    random_ids,
+    relative_error,
+)
 
 IDS = random_ids(40)
 
@@ -68,9 +78,9 @@ def test_threads_are_a_positive_whole_number(make_model, threads):
         load(make_model(), threads=threads)
 
 
-@pytest.mark.parametrize("weights", ["fp16", "int8", "", "FP32"])
+@pytest.mark.parametrize("weights", ["fp16", "int3", "", "FP32"])
 def test_weight_types_that_do_not_exist_are_refused(make_model, weights):
-    with pytest.raises(ConfigError, match="auto, fp32, bf16"):
+    with pytest.raises(ConfigError, match="auto, fp32, bf16, int8, int4"):
         load(make_model(), weights=weights)
 
 
@@ -102,12 +112,12 @@ def test_fp16_checkpoints_are_rounded_to_bf16_with_a_warning(make_model, caplog)
         rounded = load(folder, threads=1)
     assert "fp16" in caplog.text
     assert "fp32" in caplog.text
-    assert (rounded.weight_type, rounded.bytes_per_weight) == ("bf16", 2)
+    assert rounded.formats == WeightFormats.of("bf16")
     assert TIGHT < relative_error(rounded.logits(IDS), expected) < 2e-2
     caplog.clear()
     exact = load(folder, weights="fp32", threads=1)
     assert caplog.text == ""
-    assert (exact.weight_type, exact.bytes_per_weight) == ("fp32", 4)
+    assert exact.formats == WeightFormats.of("fp32")
     assert relative_error(exact.logits(IDS), expected) < TIGHT
 
 
@@ -119,17 +129,89 @@ def test_weights_may_be_widened_and_rounded(make_model):
             parameter.data = parameter.data.bfloat16().float()
     model = load(full, weights="bf16", threads=1)
     assert model.weight_type == "bf16"
-    assert relative_error(model.logits(IDS), hf_logits(rounded, IDS)) < TIGHT
+    expected = hf_logits(rounded, IDS, torch.bfloat16)
+    assert relative_error(model.logits(IDS), expected) < HALF_PRODUCTS
+    assert relative_error(model.logits(IDS, by="decode"), expected) < ROUNDED
     widened = load(half, weights="fp32", threads=1)
     assert widened.weight_type == "fp32"
     assert relative_error(widened.logits(IDS), hf_logits(hf_model(half), IDS)) < TIGHT
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_quantised_weights_compute_what_their_values_say(make_model, weights):
+    """Against transformers with every matrix replaced by the values that the kernels use."""
+    folder = make_model()
+    rounded = hf_model(folder)
+    formats = WeightFormats.of(weights)
+    for name, parameter in rounded.named_parameters():
+        if parameter.ndim == 2:
+            format = formats.head if "embed" in name or "head" in name else formats.layers
+            turned = "down_proj" in name  # groups run along H
+            stored = parameter.data.T.contiguous() if turned else parameter.data
+            values = quantize(stored, format).float()
+            parameter.data = values.T if turned else values
+    model = load(folder, weights=weights, threads=1)
+    assert model.formats == formats
+    expected = hf_logits(rounded, IDS, torch.bfloat16)
+    assert relative_error(hf_logits(hf_model(folder), IDS), expected) > 5e-3
+    # Decoding holds inputs in 16 bits against int8 rows, in 8 bits against int4 rows.
+    rounded_inputs = {"int8": 2e-3, "int4": 2e-2}[weights]
+    for by, most in (("prefill", HALF_PRODUCTS), ("decode", rounded_inputs)):
+        assert relative_error(model.logits(IDS, by=by), expected) < most, by
+
+
+def test_more_threads_than_cores_are_not_used(make_model, monkeypatch, caplog):
+    monkeypatch.setattr("sparseinfer.engine.model.physical_cores", lambda: 2)
+    with caplog.at_level(logging.INFO, "sparseinfer"):
+        assert load(make_model(), threads=1).threads == 1
+        assert load(make_model()).threads == 2
+        assert caplog.text == ""
+        assert load(make_model(), threads=7).threads == 2
+    assert caplog.text.count("7 threads were asked for; using 2") == 1
+
+
+def test_thresholds_are_the_memory_that_the_kernels_read(converted):
+    model = load(converted("chess"), threads=1)
+    kept = [one.clone() for one in model.thresholds]
+    before = model.logits(IDS, by="decode")
+    memory = [one.data_ptr() for one in model.thresholds]
+    model.set_thresholds([torch.full((112,), torch.inf)] * 3)
+    model.reset_sparsity()
+    off = model.logits(IDS, by="decode")
+    assert model.sparsity("decode").up_rows == (0, 0, 0)
+    assert not torch.equal(off, before)
+    model.set_thresholds(kept)
+    assert [one.data_ptr() for one in model.thresholds] == memory
+    assert torch.equal(model.logits(IDS, by="decode"), before)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda: [torch.zeros(112)] * 2, "2 thresholds were given for 3 layers"),
+        (lambda: [torch.zeros(112)] * 2 + [torch.zeros(111)], r"layer 2 is \[111\], not \[112\]"),
+        (lambda: [torch.zeros(112), -torch.ones(112), torch.zeros(112)], "layer 1 has a negative"),
+        (lambda: [torch.full((112,), torch.nan)] * 3, "layer 0 has a negative or NaN"),
+    ],
+    ids=["layers", "shape", "negative", "nan"],
+)
+def test_bad_thresholds_are_refused_and_nothing_changes(converted, bad, message):
+    model = load(converted("chess"), threads=1)
+    before = [one.clone() for one in model.thresholds]
+    with pytest.raises(ConfigError, match=message):
+        model.set_thresholds(bad())
+    for one, other in zip(model.thresholds, before, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("act", ["dense", "cats"])
-def test_the_number_of_threads_does_not_change_a_bit_of_decoding(make_model, converted, act, dtype):
+def test_the_number_of_threads_does_not_change_a_bit_of_decoding(
+    make_model, converted, monkeypatch, act, dtype
+):
     folder = converted(act) if act != "dense" else make_model(dtype=dtype)
     weights = "fp32" if dtype == "float32" else "bf16"
+    monkeypatch.setattr("sparseinfer.engine.model.physical_cores", lambda: 5)
     one, two, five = (load(folder, weights=weights, threads=threads) for threads in (1, 2, 5))
     assert (one.threads, two.threads, five.threads) == (1, 2, 5)
     expected = one.logits(IDS, by="decode")

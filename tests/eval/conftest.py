@@ -10,7 +10,8 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from sparseinfer.convert import convert
-from sparseinfer.tokenizer import Tokenizer
+from sparseinfer.tokenizer import Tokenizer, load_tokenizer
+from sparseinfer.tokenizer.backends import TransformersBackend
 
 TEXT_TOKENS = 700
 
@@ -67,5 +68,5 @@ def with_bos(dense, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session", params=["without-bos", "with-bos"])
 def tokenizer(request, dense) -> Tokenizer:
     if request.param == "with-bos":
-        return Tokenizer(_with_first_token(dense))
-    return Tokenizer(transformers.AutoTokenizer.from_pretrained(dense))
+        return Tokenizer(TransformersBackend(_with_first_token(dense)))
+    return load_tokenizer(dense)

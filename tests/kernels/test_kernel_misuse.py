@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
+import sys
 
 import pytest
 import torch
 from ffn_oracle import case
+from matrices import matrix
 
 from sparseinfer.kernels import isa as isa_module
 from sparseinfer.kernels import threads as threads_module
 from sparseinfer.kernels.gated_ffn.cpu import CpuGatedFfn
 from sparseinfer.kernels.isa import choose_isa, isa_available
 from sparseinfer.kernels.linear.cpu import CpuLinear
+from sparseinfer.kernels.matrix import Matrix
 from sparseinfer.kernels.threads import CpuPool, physical_cores
+
+
+def of(*shape: int) -> Matrix:
+    return Matrix.of(torch.ones(*shape))
 
 
 @pytest.mark.parametrize(
@@ -22,24 +28,25 @@ from sparseinfer.kernels.threads import CpuPool, physical_cores
     [
         ({"phi": "gelu"}, "phi must be one of silu, relu, relu2"),
         ({"psi": "silu"}, "psi must be one of id, relu"),
-        ({"gate": torch.ones(6)}, "gate must be"),
-        ({"gate": torch.ones(0, 4)}, "not empty"),
-        ({"gate": torch.ones(6, 4).half()}, "float32 or bfloat16"),
-        ({"up": torch.ones(5, 4)}, "up must be"),
-        ({"up": torch.ones(6, 4).bfloat16()}, "up must be"),
-        ({"down": torch.ones(4, 6)}, "down must be"),
-        ({"down": torch.ones(4, 6).T}, "down must be contiguous"),
+        ({"up": of(5, 4)}, r"up must be \[6, 4\]"),
+        ({"up": Matrix.of(torch.ones(6, 4).bfloat16())}, "up is bf16, but gate is fp32"),
+        ({"up": matrix(6, 4, "int8")}, "up is int8, but gate is fp32"),
+        ({"up": Matrix.of(torch.ones(6, 4, device="meta"))}, "up is on meta"),
+        ({"down": of(4, 6)}, r"down must be \[6, 4\]"),
         ({"threshold": torch.ones(1)}, "threshold must be"),
         ({"threshold": torch.ones(6).double()}, "threshold must be"),
+        ({"threshold": torch.ones(12)[::2]}, "threshold must be contiguous"),
         ({"threshold": torch.full((6,), torch.nan)}, "threshold has NaN"),
+        ({"threshold": None}, "threshold is missing"),
         ({"gate_bias": torch.ones(4)}, "gate_bias must be"),
         ({"up_bias": torch.ones(12)[::2]}, "up_bias must be contiguous"),
         ({"down_bias": torch.ones(6)}, "down_bias must be"),
+        ({"down_bias": torch.ones(4).bfloat16()}, r"down_bias must be torch\.float32"),
         ({"down_bias": torch.ones(4, device="meta")}, "down_bias is on meta"),
     ],
 )
 def test_wrong_weights(changes, message):
-    _, weights = case(4, 6, dtype=torch.float32)
+    _, weights = case(4, 6, format="fp32")
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(weights, **changes)
 
@@ -49,30 +56,30 @@ def test_wrong_weights(changes, message):
     [
         (torch.ones(4), "x must be"),
         (torch.ones(1, 5), "x must be"),
-        (torch.ones(1, 4).bfloat16(), "x must be torch.float32"),
+        (torch.ones(1, 4).bfloat16(), r"x must be torch\.float32"),
         (torch.ones(3, 8)[:, ::2], "x must be contiguous"),
         (torch.ones(1, 4, device="meta"), "x is on meta"),
     ],
 )
-def test_wrong_input(ffn, x, message):
-    _, weights = case(4, 6)
+def test_wrong_input(ffn, format, x, message):
+    _, weights = case(4, 6, format=format)
     with pytest.raises(ValueError, match=message):
         ffn(weights, x)
 
 
-def test_no_rows(ffn, linear_op):
-    _, weights = case(4, 6)
+def test_no_rows(ffn, linear_op, format):
+    _, weights = case(4, 6, format=format)
     output = ffn(weights, torch.ones(0, 4))
     assert output.y.shape == (0, 4)
     assert output.counts.shape == (0, 2)
-    assert linear_op(torch.ones(3, 4), None, torch.ones(0, 4)).shape == (0, 3)
+    assert linear_op(matrix(3, 4, format), None, torch.ones(0, 4)).shape == (0, 3)
 
 
 def test_weights_that_require_grad(pool):
-    x, weights = case(4, 6, dtype=torch.float32)
-    trained = dataclasses.replace(weights, gate=weights.gate.requires_grad_())
-    assert not CpuGatedFfn(trained, pool)(x).y.requires_grad
-    assert not CpuLinear(torch.nn.Parameter(torch.ones(3, 4)), None, pool)(x).requires_grad
+    x, weights = case(4, 6, format="fp32")
+    trained = Matrix.of(weights.gate.data.clone().requires_grad_())
+    assert not CpuGatedFfn(dataclasses.replace(weights, gate=trained), pool)(x).y.requires_grad
+    assert not CpuLinear(trained, None, pool)(x).requires_grad
 
 
 def test_isa_names(pool):
@@ -88,8 +95,27 @@ def test_isa_names(pool):
         with pytest.raises(ValueError, match="choose one of portable"):
             call()
     with pytest.raises(ValueError, match="sse9"):
-        isa_module.native().Linear(weights.gate, None, pool.native, "sse9")
-    assert x.shape == (1, 4)
+        CpuLinear(weights.gate, None, pool).native.call(pool.native, "sse9", x.data_ptr(), 0, 1)
+
+
+def test_the_compiled_module_checks_what_could_read_out_of_bounds(pool):
+    native = isa_module.native()
+    rows = torch.ones(6, 4)
+    for data, format, columns in ((rows, 0, 5), (rows, 1, 4), (rows, 9, 4), (rows[:, ::2], 0, 2)):
+        with pytest.raises(ValueError, match=r"fit the format|format out of range"):
+            native.Matrix(data, format, columns)
+    good = native.Matrix(rows, 0, 4)
+    with pytest.raises(ValueError, match="bias must have 6 elements"):
+        native.Linear(good, torch.ones(5))
+    short = native.Matrix(torch.ones(5, 4), 0, 4)
+    with pytest.raises(ValueError, match="differ in shape or format"):
+        native.GatedFfn(good, short, good, torch.ones(6), None, None, None, 0, 0)
+    with pytest.raises(ValueError, match="threshold must have 6 elements"):
+        native.GatedFfn(good, good, good, torch.ones(5), None, None, None, 0, 0)
+    with pytest.raises(ValueError, match="phi or psi out of range"):
+        native.GatedFfn(good, good, good, torch.ones(6), None, None, None, 3, 0)
+    with pytest.raises(ValueError, match="bias must have 4 elements"):
+        native.SparseInputLinear(good, torch.ones(6), torch.ones(6))
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True])
@@ -104,6 +130,7 @@ def test_default_threads():
 
 
 def test_hyperthreads_count_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(threads_module, "cpu_quota", lambda: None)
     for cpu, core in enumerate((0, 1, 0, 1)):
         topology = tmp_path / f"cpu{cpu}" / "topology"
         topology.mkdir(parents=True)
@@ -119,13 +146,6 @@ def test_hyperthreads_count_once(monkeypatch, tmp_path):
 
 
 def test_missing_native_module_says_how_to_build(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, globals=None, locals=None, fromlist=(), level=0):
-        if name == "sparseinfer.kernels" and "_native" in (fromlist or ()):
-            raise ImportError("cannot import name '_native'")
-        return real(name, globals, locals, fromlist, level)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"not built: run `pip install -e \.`"):
+    monkeypatch.setitem(sys.modules, "sparseinfer.kernels._native", None)
+    with pytest.raises(ImportError, match=r"not built.*install sparseinfer again"):
         isa_available()

@@ -96,5 +96,5 @@ def test_sparse_model_still_answers(chess, tokenizer):
     assert generation.finish_reason == "stop"
     counts = generation.sparsity
     assert counts.tokens == generation.completion_tokens
-    neuron = sparseinfer.sparsities(model.config, model.bytes_per_weight, counts).neuron
+    neuron = sparseinfer.sparsities(model.config, model.formats, counts).neuron
     assert neuron == pytest.approx(0.5, abs=0.1)

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from sparseinfer.engine import GREEDY, Sampling
 from sparseinfer.engine.sampling import Sampler
 from sparseinfer.tokenizer import Tokenizer
+from sparseinfer.tokenizer.backends import TransformersBackend
 
 END = 256
 """The end-of-text token; ids below are bytes."""
@@ -42,7 +43,7 @@ def byte_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
     rust.decoder = decoders.ByteLevel()
     hf = PreTrainedTokenizerFast(tokenizer_object=rust, eos_token="<end>")
     hf.chat_template = template
-    return Tokenizer(hf)
+    return Tokenizer(TransformersBackend(hf))
 
 
 def _letter(alphabet: pre_tokenizers.ByteLevel, byte: int) -> str:

@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory):
         eos_token_id=END,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer()._hf.save_pretrained(folder)
+    byte_tokenizer().backend.hf.save_pretrained(folder)
     return folder
 
 

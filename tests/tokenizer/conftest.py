@@ -11,6 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sparseinfer.tokenizer import Tokenizer
+from sparseinfer.tokenizer.backends import TransformersBackend
 
 CORPUS = [
     "the cat sat on the mat ",
@@ -22,7 +23,7 @@ CORPUS = [
 
 
 def wrap(rust: RustTokenizer, **special: str) -> Tokenizer:
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rust, **special))
+    return Tokenizer(TransformersBackend(PreTrainedTokenizerFast(tokenizer_object=rust, **special)))
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ def test_bytes_that_are_no_character_come_out_as_replacements(byte_fallback, dat
 @example(data=b"a\xff\xfe\xe2\x82")
 @example(data=b"\xf0\x9f\x98\xff\x80")
 def test_every_byte_string_streams_as_python_decodes_it(byte_level, data):
-    vocabulary = byte_level._hf.get_vocab()
+    vocabulary = byte_level.backend.hf.get_vocab()
     ids = [vocabulary[letter] for letter in map(LETTER_OF_BYTE.__getitem__, data)]
     shown = "".join(pieces_of(byte_level.stream(), [*ids, vocabulary["z"]]))
     assert shown == data.decode(errors="replace") + "z"

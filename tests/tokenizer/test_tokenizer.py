@@ -31,13 +31,15 @@ def test_special_prefix_ends_before_the_text_also_where_eos_follows_it(byte_leve
     from transformers import PreTrainedTokenizerFast
 
     from sparseinfer.tokenizer import Tokenizer
+    from sparseinfer.tokenizer.backends import TransformersBackend
 
-    hf = byte_level._hf
+    hf = byte_level.backend.hf
     rust = type(hf.backend_tokenizer).from_str(hf.backend_tokenizer.to_str())
     rust.post_processor = processors.TemplateProcessing(
         single="<s> <s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
-    assert Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rust)).special_prefix == [0, 0]
+    hf = PreTrainedTokenizerFast(tokenizer_object=rust)
+    assert Tokenizer(TransformersBackend(hf)).special_prefix == [0, 0]
 
 
 def test_offsets_cover_the_text(byte_level):

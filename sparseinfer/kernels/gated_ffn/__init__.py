@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sparseinfer.kernels.matrix import Matrix
+
 PHI = ("silu", "relu", "relu2")
 PSI = ("id", "relu")
 
@@ -35,8 +37,8 @@ class FfnWeights:
     """Weights of one layer, neuron-major: row i of each matrix belongs to neuron i.
 
     Args:
-        gate, up: [I, H] fp32 or bf16, contiguous, on one device.
-        down: [I, H], same dtype: the transpose of a Hugging Face `down_proj.weight`.
+        gate, up: [I, H], of one format, on one device.
+        down: [I, H], same format: the transpose of a Hugging Face `down_proj.weight`.
         threshold: [I] fp32, on |phi(g)|; inf switches a neuron off.
         phi: one of `PHI`; relu2 is relu(g) squared.
         psi: one of `PSI`; id leaves u as it is.
@@ -44,12 +46,12 @@ class FfnWeights:
         down_bias: [H] fp32 or None.
 
     Raises:
-        ValueError: a shape, dtype, device, layout or name that does not fit, or a NaN threshold.
+        ValueError: a shape, format, device, layout or name that does not fit, or a NaN threshold.
     """
 
-    gate: Tensor
-    up: Tensor
-    down: Tensor
+    gate: Matrix
+    up: Matrix
+    down: Matrix
     threshold: Tensor
     phi: str
     psi: str
@@ -62,32 +64,32 @@ class FfnWeights:
             raise ValueError(f"phi must be one of {', '.join(PHI)}, not {self.phi!r}")
         if self.psi not in PSI:
             raise ValueError(f"psi must be one of {', '.join(PSI)}, not {self.psi!r}")
-        if self.gate.ndim != 2 or 0 in self.gate.shape:
-            raise ValueError(f"gate must be [I, H] and not empty, not {list(self.gate.shape)}")
-        if self.gate.dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"gate must be float32 or bfloat16, not {self.gate.dtype}")
+        for name in ("up", "down"):
+            other: Matrix = getattr(self, name)
+            if other.shape != self.gate.shape:
+                raise ValueError(f"{name} must be {list(self.gate.shape)}, not {list(other.shape)}")
+            if other.format != self.gate.format:
+                raise ValueError(f"{name} is {other.format}, but gate is {self.gate.format}")
+            if other.device != self.gate.device:
+                raise ValueError(f"{name} is on {other.device}, but gate on {self.gate.device}")
         intermediate, hidden = self.gate.shape
-        dtype = self.gate.dtype
-        self._check("gate", (intermediate, hidden), dtype)
-        self._check("up", (intermediate, hidden), dtype)
-        self._check("down", (intermediate, hidden), dtype)
-        self._check("threshold", (intermediate,), torch.float32)
-        self._check("gate_bias", (intermediate,), torch.float32)
-        self._check("up_bias", (intermediate,), torch.float32)
-        self._check("down_bias", (hidden,), torch.float32)
+        self._check("threshold", intermediate)
+        self._check("gate_bias", intermediate)
+        self._check("up_bias", intermediate)
+        self._check("down_bias", hidden)
         if bool(torch.isnan(self.threshold).any()):
             raise ValueError("threshold has NaN")
 
-    def _check(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def _check(self, name: str, size: int) -> None:
         tensor: Tensor | None = getattr(self, name)
         if tensor is None:
             if name.endswith("_bias"):
                 return
             raise ValueError(f"{name} is missing")
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
-        if tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype}, not {tensor.dtype}")
+        if tuple(tensor.shape) != (size,):
+            raise ValueError(f"{name} must be {[size]}, not {list(tensor.shape)}")
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} must be torch.float32, not {tensor.dtype}")
         if tensor.device != self.gate.device:
             raise ValueError(f"{name} is on {tensor.device}, but gate on {self.gate.device}")
         if not tensor.is_contiguous():

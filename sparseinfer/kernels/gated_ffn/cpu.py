@@ -1,4 +1,4 @@
-"""The gated FFN for decoding on the CPU: one native call per layer, skipped rows stay unread."""
+"""The gated FFN for decoding on the CPU: skipped rows stay unread."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparseinfer.kernels.gated_ffn import PHI, PSI, FfnOutput, FfnWeights, check_input
+from sparseinfer.kernels.handles import native_matrix
 from sparseinfer.kernels.isa import choose_isa, native
 from sparseinfer.kernels.threads import CpuPool
 
@@ -14,13 +15,14 @@ class CpuGatedFfn:
     """A handle on one layer's weights; call it with x [B, H] fp32.
 
     Args:
-        weights: on the CPU; kept alive, not copied.
+        weights: on the CPU; kept alive, not copied. Changing `threshold` in place takes effect at
+            the next call.
         pool: threads to run on.
         isa: kernel variant; None takes the fastest available one.
 
     The bits of a row's result depend on the weights, that row and the variant only: not on the
-    number of threads, the other rows of the batch or the run. Any B works; the time grows with B
-    (for prompts use `reference`).
+    number of threads, the other rows of the batch, the run, or how many neurons are kept. Any B
+    works; the time grows with B (for prompts use `prefill`).
 
     Raises:
         ValueError: weights that are not on the CPU, or an `isa` that cannot run here.
@@ -28,22 +30,10 @@ class CpuGatedFfn:
     """
 
     def __init__(self, weights: FfnWeights, pool: CpuPool, isa: str | None = None) -> None:
-        if weights.gate.device.type != "cpu":
-            raise ValueError(f"weights must be on the CPU, not on {weights.gate.device}")
         self.weights = weights
         self.isa = choose_isa(isa)
-        biases = (weights.gate_bias, weights.up_bias, weights.down_bias)
-        self._native = native().GatedFfn(
-            weights.gate.detach(),
-            weights.up.detach(),
-            weights.down.detach(),
-            weights.threshold.detach(),
-            *(None if bias is None else bias.detach() for bias in biases),
-            phi=PHI.index(weights.phi),
-            psi=PSI.index(weights.psi),
-            pool=pool.native,
-            isa=self.isa,
-        )
+        self._pool = pool.native
+        self.native = native_ffn(weights)
 
     def __call__(self, x: Tensor) -> FfnOutput:
         """y [B, H] fp32 and counts [B, 2] int64 for x [B, H] fp32, contiguous.
@@ -55,5 +45,28 @@ class CpuGatedFfn:
         check_input(x, self.weights)
         y = torch.empty(x.shape)
         counts = torch.empty((x.shape[0], 2), dtype=torch.int64)
-        self._native.call(x.data_ptr(), y.data_ptr(), counts.data_ptr(), x.shape[0])
+        self.native.call(
+            self._pool, self.isa, x.data_ptr(), y.data_ptr(), counts.data_ptr(), x.shape[0]
+        )
         return FfnOutput(y, counts)
+
+
+def native_ffn(weights: FfnWeights):
+    """The compiled handle on one layer's weights, which it keeps alive.
+
+    Raises:
+        ValueError: weights that are not on the CPU.
+        ImportError: the native kernels are not built.
+    """
+    if weights.gate.device.type != "cpu":
+        raise ValueError(f"weights must be on the CPU, not on {weights.gate.device}")
+    biases = (weights.gate_bias, weights.up_bias, weights.down_bias)
+    return native().GatedFfn(
+        native_matrix(weights.gate),
+        native_matrix(weights.up),
+        native_matrix(weights.down),
+        weights.threshold.detach(),
+        *(None if bias is None else bias.detach() for bias in biases),
+        phi=PHI.index(weights.phi),
+        psi=PSI.index(weights.psi),
+    )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparseinfer.kernels.gated_ffn import PHI, PSI, FfnOutput, FfnWeights, check_input
 
-# Bound of the fp32 copies of bf16 weights that exist at one time.
+# Bound of the fp32 copies of weights that exist at one time.
 _COPY_BYTES = 64 << 20
 
 
@@ -44,7 +44,7 @@ def gated_ffn(x: Tensor, weights: FfnWeights) -> FfnOutput:
 
     Args:
         x: [B, H] fp32, contiguous; any number of rows.
-        weights: bf16 weights are widened a block of neurons at a time.
+        weights: widened to fp32 a block of neurons at a time.
 
     Returns:
         y [B, H] fp32 and counts [B, 2] int64, the rows a sparse kernel would read. h is exactly 0
@@ -57,25 +57,26 @@ def gated_ffn(x: Tensor, weights: FfnWeights) -> FfnOutput:
     check_input(x, weights)
     rows, hidden = x.shape
     block = weights.intermediate
-    if weights.gate.dtype != torch.float32:
+    if weights.gate.format != "fp32":
         block = max(1, _COPY_BYTES // (3 * 4 * hidden))
     y = x.new_zeros(rows, hidden)
     counts = torch.zeros(rows, 2, dtype=torch.int64, device=x.device)
     for begin in range(0, weights.intermediate, block):
-        part = slice(begin, begin + block)
-        g = x @ weights.gate[part].float().T
+        end = min(begin + block, weights.intermediate)
+        part = slice(begin, end)
+        g = x @ weights.gate.float(begin, end).T
         if weights.gate_bias is not None:
             g += weights.gate_bias[part]
         a = activation(weights.phi, g)
         # Said by what is dropped, so that NaN, which compares false, is kept.
         keep = ~((a.abs() < weights.threshold[part]) | (a == 0))
-        u = x @ weights.up[part].float().T
+        u = x @ weights.up.float(begin, end).T
         if weights.up_bias is not None:
             u += weights.up_bias[part]
         h = torch.where(keep, a * up_activation(weights.psi, u), 0.0)
         counts[:, 0] += keep.sum(1)
         counts[:, 1] += (h != 0).sum(1)
-        y.addmm_(h, weights.down[part].float())
+        y.addmm_(h, weights.down.float(begin, end))
     if weights.down_bias is not None:
         y += weights.down_bias
     return FfnOutput(y, counts)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparseinfer.kernels.handles import native_matrix
 from sparseinfer.kernels.isa import choose_isa, native
-from sparseinfer.kernels.linear import check_input, check_weight
+from sparseinfer.kernels.linear import check_bias, check_input
+from sparseinfer.kernels.matrix import Matrix
 from sparseinfer.kernels.threads import CpuPool
 
 
@@ -14,7 +16,7 @@ class CpuLinear:
     """A handle on one weight matrix; call it with x [B, K] fp32.
 
     Args:
-        weight: [N, K] fp32 or bf16, contiguous, on the CPU; kept alive, not copied.
+        weight: [N, K], on the CPU; kept alive, not copied.
         bias: [N] fp32 or None.
         pool: threads to run on.
         isa: kernel variant; None takes the fastest available one.
@@ -22,24 +24,18 @@ class CpuLinear:
     The bits of a row's result depend on the weights, that row and the variant only.
 
     Raises:
-        ValueError: a shape, dtype, device or layout that does not fit, or an `isa` that cannot run
-            here.
+        ValueError: a bias or device that does not fit, or an `isa` that cannot run here.
         ImportError: the native kernels are not built.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, pool: CpuPool, isa: str | None = None
+        self, weight: Matrix, bias: Tensor | None, pool: CpuPool, isa: str | None = None
     ) -> None:
-        check_weight(weight, bias)
-        if weight.device.type != "cpu":
-            raise ValueError(f"weight must be on the CPU, not on {weight.device}")
         self.weight = weight
         self.bias = bias
         self.isa = choose_isa(isa)
-        self._outputs = weight.shape[0]
-        self._native = native().Linear(
-            weight.detach(), None if bias is None else bias.detach(), pool.native, self.isa
-        )
+        self._pool = pool.native
+        self.native = native_linear(weight, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """y [B, N] fp32 for x [B, K] fp32, contiguous.
@@ -49,6 +45,17 @@ class CpuLinear:
             RuntimeError: the pool belongs to the parent of a forked process.
         """
         check_input(x, self.weight)
-        y = torch.empty((x.shape[0], self._outputs))
-        self._native.call(x.data_ptr(), y.data_ptr(), x.shape[0])
+        y = torch.empty((x.shape[0], self.weight.rows))
+        self.native.call(self._pool, self.isa, x.data_ptr(), y.data_ptr(), x.shape[0])
         return y
+
+
+def native_linear(weight: Matrix, bias: Tensor | None):
+    """The compiled handle on a matrix and its bias, which it keeps alive.
+
+    Raises:
+        ValueError: a bias or device that does not fit.
+        ImportError: the native kernels are not built.
+    """
+    check_bias(weight, bias)
+    return native().Linear(native_matrix(weight), None if bias is None else bias.detach())

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from sparseinfer.kernels.linear import check_input, check_weight
+from sparseinfer.kernels.linear import check_bias, check_input
+from sparseinfer.kernels.matrix import Matrix
 
-# Bound of the fp32 copy of bf16 weights that exists at one time.
+# Bound of the fp32 copy of weights that exists at one time.
 _COPY_BYTES = 64 << 20
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias in fp32.
 
     Args:
         x: [B, K] fp32, contiguous; any number of rows.
-        weight: [N, K] fp32 or bf16, contiguous; bf16 is widened a block of outputs at a time.
+        weight: [N, K]; widened to fp32 a block of outputs at a time.
         bias: [N] fp32 or None.
 
     Returns:
@@ -25,16 +25,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: a shape, dtype, device or layout that does not fit.
     """
-    check_weight(weight, bias)
+    check_bias(weight, bias)
     check_input(x, weight)
-    if weight.dtype == torch.float32:
-        return torch.nn.functional.linear(x, weight, bias)
-    outputs, inputs = weight.shape
-    block = max(1, _COPY_BYTES // (4 * inputs))
-    y = x.new_empty(x.shape[0], outputs)
-    for begin in range(0, outputs, block):
-        part = slice(begin, begin + block)
-        y[:, part] = x @ weight[part].float().T
+    block = max(1, _COPY_BYTES // (4 * weight.columns))
+    y = x.new_empty(x.shape[0], weight.rows)
+    for begin in range(0, weight.rows, block):
+        end = min(begin + block, weight.rows)
+        y[:, begin:end] = x @ weight.float(begin, end).T
     if bias is not None:
         y += bias
     return y

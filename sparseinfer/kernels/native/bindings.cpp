@@ -12,10 +12,14 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "bandwidth.h"
+#include "decoder.h"
 #include "dispatch.h"
 #include "gated_ffn.h"
 #include "linear.h"
+#include "prefill.h"
 #include "thread_pool.h"
 
 namespace nb = nanobind;
@@ -23,96 +27,261 @@ namespace nb = nanobind;
 namespace sparseinfer {
 namespace {
 
-using Matrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using MaybeFloats = std::optional<Floats>;
 
-bool is_bf16(const Matrix &matrix) {
-    if (matrix.dtype() == nb::dtype<float>()) return false;
-    const nb::dlpack::dtype bfloat{static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat), 16, 1};
-    if (matrix.dtype() == bfloat) return true;
-    throw std::invalid_argument("weights must be float32 or bfloat16");
-}
-
-const float *floats(const MaybeFloats &array, size_t size, const char *name) {
+const float *floats(const MaybeFloats &array, int64_t size, const char *name) {
     if (!array) return nullptr;
-    if (array->shape(0) != size)
+    if (static_cast<int64_t>(array->shape(0)) != size)
         throw std::invalid_argument(std::string(name) + " must have " + std::to_string(size) +
                                     " elements");
     return array->data();
 }
 
 // Addresses come as integers: handing over a tensor costs several microseconds each time, and a
-// token makes hundreds of calls. Weights come as arrays, whose lifetime the handle then shares.
+// token makes many calls. Weights come as arrays, whose lifetime the handles then share.
 template <class T>
 T *at(uintptr_t address) {
     return reinterpret_cast<T *>(address);
 }
 
+class Matrix {
+public:
+    Matrix(Rows data, int format, int64_t columns) : data_(data) {
+        if (format < 0 || format > 3) throw std::invalid_argument("format out of range");
+        const int64_t element = (data.dtype().bits + 7) / 8;
+        view_.data = static_cast<const uint8_t *>(data.data());
+        view_.rows = static_cast<int64_t>(data.shape(0));
+        view_.columns = columns;
+        view_.format = static_cast<Format>(format);
+        view_.stride = view_.rows > 1 ? data.stride(0) * element
+                                      : static_cast<int64_t>(data.shape(1)) * element;
+        const int64_t groups = (columns + 2 * kGroup - 1) / (2 * kGroup) * 2;
+        const int64_t needed = view_.format == Format::fp32   ? 4 * columns
+                               : view_.format == Format::bf16 ? 2 * columns
+                               : view_.format == Format::int8 ? groups * (2 + kGroup)
+                                                              : groups * (2 + kGroup / 2);
+        if (columns < 1 || data.stride(1) != 1 ||
+            static_cast<int64_t>(data.shape(1)) * element != needed || view_.stride < needed)
+            throw std::invalid_argument("rows do not fit the format");
+    }
+    const MatrixView &view() const { return view_; }
+
+private:
+    Rows data_;
+    MatrixView view_{};
+};
+
 class GatedFfn {
 public:
     GatedFfn(Matrix gate, Matrix up, Matrix down, Floats threshold, MaybeFloats gate_bias,
-             MaybeFloats up_bias, MaybeFloats down_bias, int phi, int psi,
-             std::shared_ptr<ThreadPool> pool, const std::string &isa)
+             MaybeFloats up_bias, MaybeFloats down_bias, int phi, int psi)
         : gate_(gate), up_(up), down_(down), threshold_(threshold), gate_bias_(gate_bias),
-          up_bias_(up_bias), down_bias_(down_bias), pool_(pool), kernels_(kernels_for(isa)) {
-        const size_t intermediate = gate.shape(0), hidden = gate.shape(1);
+          up_bias_(up_bias), down_bias_(down_bias) {
+        const int64_t intermediate = gate.view().rows, hidden = gate.view().columns;
         for (const Matrix *other : {&up, &down})
-            if (other->shape(0) != intermediate || other->shape(1) != hidden ||
-                other->dtype() != gate.dtype())
-                throw std::invalid_argument("gate, up and down differ in shape or dtype");
+            if (other->view().rows != intermediate || other->view().columns != hidden ||
+                other->view().format != gate.view().format)
+                throw std::invalid_argument("gate, up and down differ in shape or format");
         if (phi < 0 || phi > 2 || psi < 0 || psi > 1)
             throw std::invalid_argument("phi or psi out of range");
-        weights_.gate = gate.data();
-        weights_.up = up.data();
-        weights_.down = down.data();
+        weights_.gate = gate.view();
+        weights_.up = up.view();
+        weights_.down = down.view();
         weights_.threshold = floats(threshold_, intermediate, "threshold");
         weights_.gate_bias = floats(gate_bias_, intermediate, "gate_bias");
         weights_.up_bias = floats(up_bias_, intermediate, "up_bias");
         weights_.down_bias = floats(down_bias_, hidden, "down_bias");
-        weights_.hidden = static_cast<int64_t>(hidden);
-        weights_.intermediate = static_cast<int64_t>(intermediate);
-        weights_.is_bf16 = is_bf16(gate);
+        weights_.hidden = hidden;
+        weights_.intermediate = intermediate;
+        weights_.range = range_size(intermediate);
         weights_.phi = static_cast<Phi>(phi);
         weights_.psi = static_cast<Psi>(psi);
     }
 
-    void call(uintptr_t x, uintptr_t y, uintptr_t counts, int64_t rows) const {
-        gated_ffn(weights_, kernels_, *pool_, at<const float>(x), at<float>(y),
-                  at<int64_t>(counts), rows);
+    const FfnWeights &weights() const { return weights_; }
+
+    void call(const ThreadPool *pool, const std::string &isa, uintptr_t x, uintptr_t y,
+              uintptr_t counts, int64_t rows) const {
+        gated_ffn(weights_, kernels_for(isa), const_cast<ThreadPool &>(*pool), at<const float>(x),
+                  at<float>(y), at<int64_t>(counts), rows);
     }
 
 private:
     Matrix gate_, up_, down_;
     MaybeFloats threshold_, gate_bias_, up_bias_, down_bias_;
-    std::shared_ptr<ThreadPool> pool_;
-    const Kernels &kernels_;
     FfnWeights weights_{};
 };
 
 class Linear {
 public:
-    Linear(Matrix weight, MaybeFloats bias, std::shared_ptr<ThreadPool> pool,
-           const std::string &isa)
-        : weight_(weight), bias_(bias), pool_(pool), kernels_(kernels_for(isa)) {
-        weights_.weight = weight.data();
-        weights_.bias = floats(bias_, weight.shape(0), "bias");
-        weights_.outputs = static_cast<int64_t>(weight.shape(0));
-        weights_.inputs = static_cast<int64_t>(weight.shape(1));
-        weights_.is_bf16 = is_bf16(weight);
+    Linear(Matrix weight, MaybeFloats bias) : weight_(weight), bias_(bias) {
+        bias_data_ = floats(bias_, weight.view().rows, "bias");
     }
 
-    void call(uintptr_t x, uintptr_t y, int64_t rows) const {
-        linear(weights_, kernels_, *pool_, at<const float>(x), at<float>(y), rows);
+    const MatrixView &view() const { return weight_.view(); }
+    const float *bias() const { return bias_data_; }
+
+    void call(const ThreadPool *pool, const std::string &isa, uintptr_t x, uintptr_t y,
+              int64_t rows) const {
+        linear(view(), bias_data_, kernels_for(isa), const_cast<ThreadPool &>(*pool),
+               at<const float>(x), at<float>(y), rows);
     }
 
 private:
     Matrix weight_;
     MaybeFloats bias_;
-    std::shared_ptr<ThreadPool> pool_;
-    const Kernels &kernels_;
-    LinearWeights weights_{};
+    const float *bias_data_;
 };
+
+class SparseInputLinear {
+public:
+    SparseInputLinear(Matrix weight, Floats threshold, MaybeFloats bias)
+        : weight_(weight), threshold_(threshold), bias_(bias) {
+        weights_.weight = weight.view();
+        weights_.threshold = floats(threshold_, weight.view().rows, "threshold");
+        weights_.bias = floats(bias_, weight.view().columns, "bias");
+        weights_.range = range_size(weight.view().rows);
+    }
+
+    void call(const ThreadPool *pool, const std::string &isa, uintptr_t x, uintptr_t y,
+              uintptr_t reads, int64_t rows) const {
+        sparse_input_linear(weights_, kernels_for(isa), const_cast<ThreadPool &>(*pool),
+                            at<const float>(x), at<float>(y), at<int64_t>(reads), rows);
+    }
+
+private:
+    Matrix weight_;
+    MaybeFloats threshold_, bias_;
+    SparseInputWeights weights_{};
+};
+
+struct Layer {
+    Floats input_norm;
+    Linear qkv, o;
+    Floats ffn_norm;
+    GatedFfn ffn;
+};
+
+class BoundDecoder {
+public:
+    BoundDecoder(Matrix embedding, std::vector<Layer> layers, Floats final_norm, Matrix head,
+                 float eps, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
+                 bool bf16_cache, std::shared_ptr<ThreadPool> pool, const std::string &isa)
+        : embedding_(embedding), layers_(std::move(layers)), final_norm_(final_norm), head_(head) {
+        ModelView model{};
+        const int64_t hidden = head.view().columns;
+        const auto norm = [&](const Floats &array) {
+            return floats(MaybeFloats(array), hidden, "norm");
+        };
+        if (heads < 1 || kv_heads < 1 || heads % kv_heads || head_dim < 2 || head_dim % 2 ||
+            window < 0)
+            throw std::invalid_argument("heads, kv_heads, head_dim or window out of range");
+        if (embedding.view().columns != hidden)
+            throw std::invalid_argument("embedding and head differ in width");
+        model.embedding = embedding.view();
+        model.head = head.view();
+        model.final_norm = norm(final_norm_);
+        model.eps = eps;
+        model.heads = heads;
+        model.kv_heads = kv_heads;
+        model.head_dim = head_dim;
+        model.window = window;
+        model.cache_format = bf16_cache ? Format::bf16 : Format::fp32;
+        for (const Layer &layer : layers_) {
+            LayerView view{};
+            view.input_norm = norm(layer.input_norm);
+            view.qkv = layer.qkv.view();
+            view.qkv_bias = layer.qkv.bias();
+            view.o = layer.o.view();
+            view.o_bias = layer.o.bias();
+            view.ffn_norm = norm(layer.ffn_norm);
+            view.ffn = layer.ffn.weights();
+            if (view.qkv.columns != hidden ||
+                view.qkv.rows != (heads + 2 * kv_heads) * head_dim || view.o.rows != hidden ||
+                view.o.columns != heads * head_dim || view.ffn.hidden != hidden)
+                throw std::invalid_argument("a layer does not fit the model's shape");
+            model.layers.push_back(view);
+        }
+        vocabulary_ = embedding.view().rows;
+        decoder_ = std::make_unique<Decoder>(std::move(model), std::move(pool), kernels_for(isa));
+    }
+
+    void step(uintptr_t rows, int64_t count, uintptr_t cos, uintptr_t sin, int64_t first_logits,
+              uintptr_t logits, uintptr_t counts) {
+        const TokenRow *tokens = at<const TokenRow>(rows);
+        if (count < 1 || count > kMaxRows || first_logits < 0 || first_logits >= count)
+            throw std::invalid_argument("rows out of range");
+        for (int64_t b = 0; b < count; b++)
+            if (tokens[b].token < 0 || tokens[b].token >= vocabulary_ || tokens[b].position < 0)
+                throw std::invalid_argument("token or position out of range");
+        decoder_->step(tokens, count, at<const float>(cos), at<const float>(sin), first_logits,
+                       at<float>(logits), at<int32_t>(counts));
+    }
+
+private:
+    Matrix embedding_;
+    std::vector<Layer> layers_;
+    Floats final_norm_;
+    Matrix head_;
+    int64_t vocabulary_ = 0;
+    std::unique_ptr<Decoder> decoder_;
+};
+
+// What is between the matrix products of a prompt. Sizes are the Python callers' to check.
+
+void unpack(const Matrix &matrix, int64_t begin, int64_t end, bool to_bf16, uintptr_t out,
+            const ThreadPool *pool, const std::string &isa) {
+    if (begin < 0 || begin > end || end > matrix.view().rows)
+        throw std::invalid_argument("rows out of range");
+    unpack_rows(matrix.view(), begin, end, to_bf16 ? Format::bf16 : Format::fp32, at<void>(out),
+                kernels_for(isa), const_cast<ThreadPool &>(*pool));
+}
+
+void gate(uintptr_t g, uintptr_t u, bool bf16, uintptr_t threshold, uintptr_t gate_bias,
+          uintptr_t up_bias, int64_t neurons, int phi, int psi, uintptr_t reads, int64_t rows,
+          const ThreadPool *pool, const std::string &isa) {
+    if (phi < 0 || phi > 2 || psi < 0 || psi > 1)
+        throw std::invalid_argument("phi or psi out of range");
+    GateRow row{};
+    row.g = at<const void>(g);
+    row.u = at<const void>(u);
+    row.h = at<void>(g);
+    row.format = bf16 ? Format::bf16 : Format::fp32;
+    row.threshold = at<const float>(threshold);
+    row.gate_bias = at<const float>(gate_bias);
+    row.up_bias = at<const float>(up_bias);
+    row.neurons = neurons;
+    row.phi = static_cast<Phi>(phi);
+    row.psi = static_cast<Psi>(psi);
+    row.reads = at<int64_t>(reads);
+    gate_rows(row, rows, kernels_for(isa), const_cast<ThreadPool &>(*pool));
+}
+
+void attend(uintptr_t qkv, uintptr_t attended, uintptr_t cos, uintptr_t sin, uintptr_t keys,
+            uintptr_t values, int64_t head_stride, bool bf16_cache, int64_t tokens, int64_t start,
+            int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
+            const ThreadPool *pool, const std::string &isa) {
+    if (heads < 1 || kv_heads < 1 || heads % kv_heads || head_dim < 2 || head_dim % 2 ||
+        window < 0 || tokens < 1 || start < 0)
+        throw std::invalid_argument("heads, kv_heads, head_dim, window or tokens out of range");
+    const Format format = bf16_cache ? Format::bf16 : Format::fp32;
+    PromptLayer layer{};
+    layer.qkv = at<float>(qkv);
+    layer.attended = at<float>(attended);
+    layer.cos = at<const float>(cos);
+    layer.sin = at<const float>(sin);
+    layer.keys = {at<uint8_t>(keys), head_stride, format};
+    layer.values = {at<uint8_t>(values), head_stride, format};
+    layer.tokens = tokens;
+    layer.start = start;
+    layer.heads = heads;
+    layer.kv_heads = kv_heads;
+    layer.head_dim = head_dim;
+    layer.window = window;
+    attend_prompt(layer, kernels_for(isa), const_cast<ThreadPool &>(*pool));
+}
 
 }  // namespace
 }  // namespace sparseinfer
@@ -122,26 +291,56 @@ NB_MODULE(_native, m) {
     using namespace nb::literals;
     // Handles often live in module globals until the interpreter ends; that is no leak.
     nb::set_leak_warnings(false);
+    using Unlocked = nb::call_guard<nb::gil_scoped_release>;
 
+    m.attr("MAX_ROWS") = kMaxRows;
     m.def("isa_available", &isa_available);
+    m.def("unpack", &unpack, "matrix"_a, "begin"_a, "end"_a, "to_bf16"_a, "out"_a, "pool"_a,
+          "isa"_a, Unlocked());
+    m.def("gate", &gate, "g"_a, "u"_a, "bf16"_a, "threshold"_a, "gate_bias"_a, "up_bias"_a,
+          "neurons"_a, "phi"_a, "psi"_a, "reads"_a, "rows"_a, "pool"_a, "isa"_a, Unlocked());
+    m.def("attend", &attend, "qkv"_a, "attended"_a, "cos"_a, "sin"_a, "keys"_a, "values"_a,
+          "head_stride"_a, "bf16_cache"_a, "tokens"_a, "start"_a, "heads"_a, "kv_heads"_a,
+          "head_dim"_a, "window"_a, "pool"_a, "isa"_a, Unlocked());
+    m.def("read_bandwidth", &read_bandwidth, "pool"_a, "address"_a, "bytes"_a, Unlocked());
 
     nb::class_<ThreadPool>(m, "ThreadPool")
         .def(nb::init<int64_t>(), "threads"_a)
         .def_prop_ro("threads", &ThreadPool::threads);
 
+    nb::class_<Matrix>(m, "Matrix")
+        .def(nb::init<Rows, int, int64_t>(), "data"_a.noconvert(), "format"_a, "columns"_a);
+
     nb::class_<GatedFfn>(m, "GatedFfn")
         .def(nb::init<Matrix, Matrix, Matrix, Floats, MaybeFloats, MaybeFloats, MaybeFloats, int,
-                      int, std::shared_ptr<ThreadPool>, const std::string &>(),
-             "gate"_a.noconvert(), "up"_a.noconvert(), "down"_a.noconvert(),
-             "threshold"_a.noconvert(), "gate_bias"_a.noconvert().none(),
-             "up_bias"_a.noconvert().none(), "down_bias"_a.noconvert().none(), "phi"_a, "psi"_a,
-             "pool"_a, "isa"_a)
-        .def("call", &GatedFfn::call, "x"_a, "y"_a, "counts"_a, "rows"_a,
-             nb::call_guard<nb::gil_scoped_release>());
+                      int>(),
+             "gate"_a, "up"_a, "down"_a, "threshold"_a.noconvert(),
+             "gate_bias"_a.noconvert().none(), "up_bias"_a.noconvert().none(),
+             "down_bias"_a.noconvert().none(), "phi"_a, "psi"_a)
+        .def("call", &GatedFfn::call, "pool"_a, "isa"_a, "x"_a, "y"_a, "counts"_a, "rows"_a,
+             Unlocked());
 
     nb::class_<Linear>(m, "Linear")
-        .def(nb::init<Matrix, MaybeFloats, std::shared_ptr<ThreadPool>, const std::string &>(),
-             "weight"_a.noconvert(), "bias"_a.noconvert().none(), "pool"_a, "isa"_a)
-        .def("call", &Linear::call, "x"_a, "y"_a, "rows"_a,
-             nb::call_guard<nb::gil_scoped_release>());
+        .def(nb::init<Matrix, MaybeFloats>(), "weight"_a, "bias"_a.noconvert().none())
+        .def("call", &Linear::call, "pool"_a, "isa"_a, "x"_a, "y"_a, "rows"_a, Unlocked());
+
+    nb::class_<SparseInputLinear>(m, "SparseInputLinear")
+        .def(nb::init<Matrix, Floats, MaybeFloats>(), "weight"_a, "threshold"_a.noconvert(),
+             "bias"_a.noconvert().none())
+        .def("call", &SparseInputLinear::call, "pool"_a, "isa"_a, "x"_a, "y"_a, "reads"_a,
+             "rows"_a, Unlocked());
+
+    nb::class_<Layer>(m, "Layer")
+        .def("__init__",
+             [](Layer *self, Floats input_norm, Linear qkv, Linear o, Floats ffn_norm,
+                GatedFfn ffn) { new (self) Layer{input_norm, qkv, o, ffn_norm, ffn}; },
+             "input_norm"_a.noconvert(), "qkv"_a, "o"_a, "ffn_norm"_a.noconvert(), "ffn"_a);
+
+    nb::class_<BoundDecoder>(m, "Decoder")
+        .def(nb::init<Matrix, std::vector<Layer>, Floats, Matrix, float, int64_t, int64_t, int64_t,
+                      int64_t, bool, std::shared_ptr<ThreadPool>, const std::string &>(),
+             "embedding"_a, "layers"_a, "final_norm"_a.noconvert(), "head"_a, "eps"_a, "heads"_a,
+             "kv_heads"_a, "head_dim"_a, "window"_a, "bf16_cache"_a, "pool"_a, "isa"_a)
+        .def("step", &BoundDecoder::step, "rows"_a, "count"_a, "cos"_a, "sin"_a, "first_logits"_a,
+             "logits"_a, "counts"_a, Unlocked());
 }

@@ -1,4 +1,3 @@
-// One gated FFN of one layer, run on a thread pool. It does not own the weights.
 #pragma once
 
 #include "kernels.h"
@@ -6,7 +5,11 @@
 
 namespace sparseinfer {
 
-// x, y [rows, hidden]; counts [rows, 2]: rows of up read, rows of down read.
+// Ranges that the neurons of a layer, or the inputs of a matrix, are cut into.
+int64_t range_size(int64_t neurons);
+int64_t range_count(int64_t neurons, int64_t range);
+
+// y [rows, hidden] and counts [rows, 2] (rows of up, rows of down read) of x [rows, hidden].
 void gated_ffn(const FfnWeights &weights, const Kernels &kernels, ThreadPool &pool, const float *x,
                float *y, int64_t *counts, int64_t rows);
 

@@ -12,60 +12,181 @@ struct bf16 {
     uint16_t bits;
 };
 
+enum class Format : int { fp32, bf16, int8, int4 };
 enum class Phi : int { silu, relu, relu2 };
 enum class Psi : int { id, relu };
-
-// Neurons per range. Each range has an accumulator of its own, so this number decides the order of
-// additions: it may not depend on the batch or on the number of threads.
-constexpr int64_t kRange = 64;
 
 // Batch rows that one pass over the weights serves. It bounds the scratch memory.
 constexpr int64_t kMaxRows = 16;
 
+// Columns of a sum of ranges are dealt out in multiples of this: whole blocks of int4 codes.
+constexpr int64_t kSumColumns = 128;
+
+// Weights along a row that share one scale.
+constexpr int64_t kGroup = 32;
+
+// Rows of weights, each readable on its own (layouts: matrix.py).
+struct MatrixView {
+    const uint8_t *data;
+    int64_t rows;
+    int64_t columns;
+    int64_t stride;    // bytes from one row to the next
+    Format format;
+};
+
+// One vector as the dot products of a format want it. For fp32 and bf16 weights that is `x`. For
+// int8 ones x = scale[group] * x16, where x16 = 256 hi + lo; for int4 ones x = scale[group] * hi.
+struct Input {
+    const float *x;
+    int8_t *hi;
+    int8_t *lo;
+    int16_t *x16;
+    float *scale;
+    float *offset;    // what the zero point of unsigned codes adds: -zero_point * sum of x
+};
+
 struct FfnWeights {
-    const void *gate;          // [intermediate, hidden]
-    const void *up;            // [intermediate, hidden]
-    const void *down;          // [intermediate, hidden]: neuron-major
+    MatrixView gate;           // [intermediate, hidden]
+    MatrixView up;             // [intermediate, hidden]
+    MatrixView down;           // [intermediate, hidden]: neuron-major
     const float *threshold;    // [intermediate]
     const float *gate_bias;    // [intermediate] or null
     const float *up_bias;      // [intermediate] or null
     const float *down_bias;    // [hidden] or null
     int64_t hidden;
     int64_t intermediate;
-    bool is_bf16;
+    // Neurons per range. Each range has an accumulator of its own, so this number decides the order
+    // of additions: it may not depend on the batch or on the number of threads.
+    int64_t range;
     Phi phi;
     Psi psi;
 };
 
 struct FfnCall {
-    const float *x;        // [rows, hidden]
-    float *y;              // [rows, hidden]
-    int64_t rows;          // 1 to kMaxRows
-    float *partial;        // [ranges, rows, hidden], written only where `reads` says so
-    int32_t *reads;        // [ranges, rows, 2]: rows of up, rows of down
+    const Input *inputs;    // [rows]
+    float *y;               // [rows, hidden]
+    bool add;               // to what y holds
+    int64_t rows;           // 1 to kMaxRows
+    float *partial;         // [ranges, rows, width], written only where `reads` says so
+    int64_t width;          // columns of down in accumulator order (accumulator_width)
+    int32_t *reads;         // [ranges, rows, 2]: rows of up, rows of down
+    void *scratch;          // ffn_scratch() bytes of the calling thread's own
 };
 
-struct LinearWeights {
-    const void *weight;    // [outputs, inputs]
-    const float *bias;     // [outputs] or null
-    int64_t inputs;
-    int64_t outputs;
-    bool is_bf16;
+// y = x[rows, inputs] restricted to kept inputs, times a matrix stored by inputs.
+struct SparseInputWeights {
+    MatrixView weight;         // [inputs, outputs]: input-major
+    const float *threshold;    // [inputs]
+    const float *bias;         // [outputs] or null
+    int64_t range;             // inputs per range, as in FfnWeights
+};
+
+struct SparseInputCall {
+    const float *x;      // [rows, inputs]
+    float *y;            // [rows, outputs]
+    int64_t rows;
+    float *partial;      // [ranges, rows, width]
+    int64_t width;
+    int32_t *reads;      // [ranges, rows]
+};
+
+// Keys or values of one sequence in one layer: [kv_heads, positions, head_dim].
+struct CacheView {
+    uint8_t *data;
+    int64_t head_stride;    // bytes from one head to the next
+    Format format;          // fp32 or bf16
+};
+
+struct AttentionHead {
+    const float *query;    // [head_dim], rotated
+    CacheView keys;        // of this head's layer
+    CacheView values;
+    int64_t kv_head;
+    int64_t begin;         // first visible position
+    int64_t end;           // one past the last
+    int64_t head_dim;
+    float *scores;         // [end - begin, rounded up to 16] scratch
+    float *out;            // [head_dim]
+};
+
+// One token's row of the middle of the gated FFN: h = phi(g) psi(u) where the mask keeps it, else 0.
+struct GateRow {
+    const void *g;             // [neurons] fp32 or bf16, as `format` says
+    const void *u;
+    void *h;                   // may be g
+    Format format;
+    const float *threshold;    // [neurons]
+    const float *gate_bias;    // [neurons] or null
+    const float *up_bias;      // [neurons] or null
+    int64_t neurons;
+    Phi phi;
+    Psi psi;
+    int64_t *reads;            // [2] added to: rows of up, rows of down
+};
+
+// Queries of consecutive tokens of one sequence that share one key-value head.
+struct PromptAttention {
+    const float *query;      // rotated; heads of token t at query + t * query_stride
+    int64_t query_stride;    // floats
+    float *out;              // heads of token t at out + t * out_stride
+    int64_t out_stride;      // floats
+    CacheView keys;          // of this layer
+    CacheView values;
+    int64_t kv_head;
+    int64_t group;           // query heads of the key-value head
+    int64_t head_dim;
+    int64_t start;           // position of token 0
+    int64_t begin;           // tokens
+    int64_t end;
+    int64_t window;          // positions a token sees, itself included; 0: all
 };
 
 struct Kernels {
     const char *isa;
-    // Neurons of one range: fills that range's part of `partial` and of `reads`.
-    void (*ffn_range)(const FfnWeights &, const FfnCall &, int64_t range);
-    // y[:, begin:end] from the ranges' accumulators, added in order of range.
+    // Bytes that `fill_input` needs for one vector against rows of that format.
+    int64_t (*input_bytes)(Format, int64_t columns);
+    // Lays `input` out in `memory` (64-byte aligned) and fills it from x[columns].
+    void (*fill_input)(Format, const float *x, int64_t columns, void *memory, Input *input);
+    // The same view of memory that another thread has filled.
+    void (*view_input)(Format, const float *x, int64_t columns, void *memory, Input *input);
+    // out[b * stride + r - begin] = bias[r] + row r . input b, for r in [begin, end). `following`:
+    // the row at which the thread goes on afterwards, or -1.
+    void (*dot_rows)(const MatrixView &, const float *bias, const Input *, int64_t rows,
+                     int64_t begin, int64_t end, int64_t following, float *out, int64_t stride);
+    int64_t (*ffn_scratch)();
+    // Works on range `first`, then on ranges claimed from the shared counter `next` until none is
+    // left.
+    void (*ffn_ranges)(const FfnWeights &, const FfnCall &, int64_t first, int64_t *next);
+    // y[:, begin:end] from the ranges' accumulators, added in order of range; `begin` is a multiple
+    // of kSumColumns.
     void (*ffn_sum)(const FfnWeights &, const FfnCall &, int64_t begin, int64_t end);
-    // y[:, begin:end] of y[rows, outputs] = x[rows, inputs] @ weight.T + bias
-    void (*linear)(const LinearWeights &, const float *x, float *y, int64_t rows, int64_t begin,
-                   int64_t end);
+    void (*sparse_input_range)(const SparseInputWeights &, const SparseInputCall &, int64_t range);
+    void (*sparse_input_sum)(const SparseInputWeights &, const SparseInputCall &, int64_t begin,
+                             int64_t end);
+    // One row of a matrix as fp32 [columns].
+    void (*widen_row)(const MatrixView &, int64_t row, float *out);
+    // out = x / rms(x) * weight (1910.07467)
+    void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
+    // Rotates x[head_dim] in place; cos and sin [head_dim] of its position.
+    void (*rotate)(float *x, const float *cos, const float *sin, int64_t head_dim);
+    void (*store_cache)(const CacheView &, int64_t kv_head, int64_t position, const float *x,
+                        int64_t head_dim);
+    void (*attend)(const AttentionHead &);
+    // One row of a matrix as fp32 or bf16 [columns].
+    void (*unpack_row)(const MatrixView &, int64_t row, Format to, void *out);
+    void (*gate_row)(const GateRow &);
+    // Bytes that `attend_prompt` needs for (end - begin) * group queries.
+    int64_t (*prompt_scratch)(int64_t queries, int64_t head_dim);
+    void (*attend_prompt)(const PromptAttention &, void *memory);
 };
 
 extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_vnni;
+
+// Accumulators of quantised rows are padded to whole pairs of groups; those of int4 rows are also
+// in the order in which codes come out of a register.
+int64_t accumulator_width(const MatrixView &);
 
 }  // namespace sparseinfer

@@ -8,24 +8,13 @@
 #include <new>
 #include <stdexcept>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace sparseinfer {
 namespace {
 
-// Between two layers a token spends some tens of microseconds outside the pool. Waiting that long
-// awake is cheaper than a sleep and a wake-up per call; longer would burn a core for nothing.
-constexpr auto kSpin = std::chrono::microseconds(60);
-
-inline void relax() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
+// Between two tokens the caller spends a tenth of a millisecond or two on choosing the next one.
+// Waiting that long awake is cheaper than a sleep and a wake-up per token; longer would burn a core
+// for nothing.
+constexpr auto kSpin = std::chrono::microseconds(300);
 
 // Spins until `ready` or until the time is up; says which.
 template <class Ready>

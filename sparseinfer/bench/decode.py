@@ -1,0 +1,237 @@
+"""Decoding speed of one weight format: our rows against the baselines of the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+from sparseinfer.bench.child import Child, Children
+from sparseinfer.bench.protocol import Entrant, Progress, alternate
+from sparseinfer.bench.settings import Target
+from sparseinfer.bench.spread import Spread, ratios
+
+MAX_AUTO_STEPS = 256
+_AUTO_SECONDS = 0.5
+_MIN_AUTO_STEPS = 8
+_WARM_UP_STEPS = 8
+_BANDWIDTH_RUNS = 3
+
+
+@dataclass(frozen=True)
+class State:
+    """Our engine at one sparsity.
+
+    Attributes:
+        target: what was asked for.
+        thresholds: one per layer; None for those the model came with.
+    """
+
+    target: Target
+    thresholds: list[float] | None
+
+    @property
+    def name(self) -> str:
+        return "own thresholds" if self.target == "own" else f"sparsity {self.target:g}"
+
+
+@dataclass
+class Row:
+    """What was measured of one side in one state; speeds in tokens per second.
+
+    Attributes:
+        ratios: per round, this row's speed over each baseline's.
+        predicted: bytes that our dense row reads for a token over those this row reads, weights and
+            keys and values together.
+        quotient: ratio over our dense row, over `predicted`; None for baselines and without one.
+        gb_s: bytes read per second at the median speed.
+        sparsities: realised while decoding; None where everything is read.
+    """
+
+    side: str
+    weights: str
+    target: Target | None
+    speed: Spread
+    ratios: dict[str, Spread] = field(default_factory=dict)
+    predicted: float | None = None
+    quotient: float | None = None
+    weight_bytes: float | None = None
+    kv_bytes: float | None = None
+    gb_s: float | None = None
+    bandwidth_fraction: float | None = None
+    sparsities: dict[str, float] | None = None
+    perplexity: float | None = None
+    tokens: list[int] = field(default_factory=list)
+    """What was generated, to compare sides by."""
+
+
+class Decoder:
+    """One side in one state, as an entrant, and what its runs counted."""
+
+    def __init__(self, name: str, child: Child, state: State | None, prompt: Sequence[int]) -> None:
+        self.name, self.child, self.state = name, child, state
+        self._prompt = list(prompt)
+        self.steps = _WARM_UP_STEPS
+        self.tokens: list[int] = []
+        self._up: list[int] = []
+        self._down: list[int] = []
+        self._counted = 0
+
+    def prepare(self) -> None:
+        if self.state is not None:
+            self.child.call("set_thresholds", layers=self.state.thresholds)
+
+    def run(self) -> float:
+        """Tokens per second of one decode."""
+        found = self.child.call("decode", prompts=[self._prompt], steps=self.steps)
+        self.tokens = found["ids"][0]
+        if found["up_rows"] is not None:
+            add = [0] * len(found["up_rows"])
+            self._up = [a + b for a, b in zip(self._up or add, found["up_rows"], strict=True)]
+            self._down = [a + b for a, b in zip(self._down or add, found["down_rows"], strict=True)]
+            self._counted += self.steps
+        return self.steps / found["seconds"]
+
+    def forget(self) -> None:
+        """Drops the counts of warm-up runs."""
+        self._up, self._down, self._counted = [], [], 0
+
+    def account(self) -> dict[str, Any]:
+        """Bytes and sparsities of the counted runs."""
+        return self.child.call(
+            "account",
+            up_rows=self._up,
+            down_rows=self._down,
+            tokens=self._counted,
+            context=self.mean_context,
+        )
+
+    @property
+    def mean_context(self) -> float:
+        """Positions that a step attends to, the token itself included, on average."""
+        return len(self._prompt) + (self.steps + 1) / 2
+
+
+def measure_decode(
+    group: Children,
+    ours: Child,
+    states: Sequence[State],
+    baselines: dict[str, Child],
+    prompt: Sequence[int],
+    *,
+    weights: str,
+    pairs: int,
+    steps: int | None,
+    max_steps: int,
+    progress: Progress,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Alternates our states and the baselines; rows in that order, and facts about the run.
+
+    Args:
+        states: ours; a dense one first if there is one.
+        baselines: name -> process of other engines.
+        steps: per timed run; None chooses.
+        max_steps: what contexts have room for.
+    """
+    decoders = [Decoder(f"sparseinfer {s.name}", ours, s, prompt) for s in states]
+    decoders += [Decoder(name, child, None, prompt) for name, child in baselines.items()]
+    speeds = {}
+    for done, decoder in enumerate(decoders, start=1):
+        decoder.prepare()
+        decoder.run()  # pages in weights and code
+        speeds[decoder.name] = decoder.run()
+        progress(f"{weights}: warming up", done, len(decoders))
+    if steps is None:
+        # Ours and llama.cpp set the pace: slower baselines would make every other run too short.
+        fast = [s for name, s in speeds.items() if not name.startswith("transformers")]
+        steps = min(max_steps, max(_MIN_AUTO_STEPS, round(_AUTO_SECONDS * max(fast))))
+    for decoder in decoders:
+        decoder.steps = steps
+        decoder.forget()
+    entrants = [Entrant(d.name, d.child, d.prepare, d.run) for d in decoders]
+    bandwidths = [ours.call("bandwidth") for _ in range(_BANDWIDTH_RUNS)]
+    warnings = alternate(entrants, pairs, group, what=f"{weights}: decoding", progress=progress)
+    bandwidths += [ours.call("bandwidth") for _ in range(_BANDWIDTH_RUNS)]
+    streaming = Spread.of(bandwidths)
+    rows = [
+        _our_row(decoder, entrant, weights)
+        if decoder.state is not None
+        else _their_row(decoder, entrant)
+        for decoder, entrant in zip(decoders, entrants, strict=True)
+    ]
+    _relate(rows, streaming.median)
+    facts = {
+        "steps": steps,
+        "mean_context": decoders[0].mean_context,
+        "streaming_gb_s": streaming,
+        "same_tokens": _same_tokens(rows),
+        "warnings": warnings,
+    }
+    return rows, facts
+
+
+def _our_row(decoder: Decoder, entrant: Entrant, weights: str) -> Row:
+    assert decoder.state is not None
+    counted = decoder.account()
+    return Row(
+        side="sparseinfer",
+        weights=weights,
+        target=decoder.state.target,
+        speed=Spread.of(entrant.results),
+        weight_bytes=counted["weight_bytes"],
+        kv_bytes=counted["kv_bytes"],
+        sparsities=counted["sparsities"],
+        tokens=decoder.tokens,
+    )
+
+
+def _their_row(decoder: Decoder, entrant: Entrant) -> Row:
+    counted = decoder.child.call("account", context=decoder.mean_context)
+    return Row(
+        side=decoder.name,
+        weights=counted["weights"],
+        target=None,
+        speed=Spread.of(entrant.results),
+        weight_bytes=counted["weight_bytes"],
+        kv_bytes=counted["kv_bytes"],
+        tokens=decoder.tokens,
+    )
+
+
+def _relate(rows: list[Row], streaming: float) -> None:
+    """Fills in what follows from several rows together."""
+    dense = next((row for row in rows if row.side == "sparseinfer" and row.target == 0), None)
+    for row in rows:
+        total = _total_bytes(row)
+        row.gb_s = total * row.speed.median / 1e9
+        row.bandwidth_fraction = row.gb_s / streaming
+        if row.side != "sparseinfer":
+            continue
+        for other in rows:
+            if other.side != "sparseinfer":
+                row.ratios[other.side] = ratios(row.speed.values, other.speed.values)
+        if dense is not None and row is not dense:
+            row.ratios["dense"] = ratios(row.speed.values, dense.speed.values)
+            row.predicted = _total_bytes(dense) / total
+            row.quotient = row.ratios["dense"].median / row.predicted
+
+
+def _same_tokens(rows: Sequence[Row]) -> dict[str, int]:
+    """How many tokens each baseline's text shares with our dense one before they part.
+
+    Greedy texts of equal weights part where two logits are so close that rounding decides.
+    """
+    dense = next((row for row in rows if row.side == "sparseinfer" and row.target == 0), None)
+    found = {}
+    for row in rows:
+        if dense is not None and row.side != "sparseinfer":
+            pairs = zip(dense.tokens, row.tokens, strict=False)
+            found[row.side] = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return found
+
+
+def _total_bytes(row: Row) -> float:
+    assert row.weight_bytes is not None
+    assert row.kv_bytes is not None
+    return row.weight_bytes + row.kv_bytes

@@ -1,0 +1,149 @@
+"""Our own engine as a side: dense or with thresholds, on the same weights in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from sparseinfer.bench.sides.side import DecodeRun
+from sparseinfer.engine import load
+from sparseinfer.engine.torch_threads import torch_threads
+from sparseinfer.kernels.bandwidth import read_bandwidth
+from sparseinfer.kernels.isa import choose_isa
+from sparseinfer.kernels.matrix import row_bytes
+from sparseinfer.kernels.threads import CpuPool
+from sparseinfer.sparsity import SparsityCounts, bytes_per_token, sparsities
+from sparseinfer.version import __version__
+
+_BANDWIDTH_BYTES = 1 << 28
+
+
+class SparseInferSide:
+    """A model in our engine.
+
+    Args:
+        model: checkpoint folder or packed artifact.
+        weights: auto | bf16 | int8 | int4 | fp32.
+        threads: of the kernels.
+        huge_pages: of a packed artifact.
+
+    Raises:
+        SparseInferError: whatever `engine.load` refuses.
+    """
+
+    def __init__(self, model: str, *, weights: str, threads: int, huge_pages: bool = False) -> None:
+        self._model = load(model, weights=weights, threads=threads, huge_pages=huge_pages)
+        self._own = [threshold.clone() for threshold in self._model.thresholds]
+
+    def describe(self) -> dict[str, Any]:
+        formats = self._model.formats
+        layer_bits = self._bits(formats.layers)
+        head_bits = self._bits(formats.head)
+        return {
+            "engine": "sparseinfer",
+            "version": f"sparseinfer {__version__}, torch {torch.__version__}",
+            "weights": self._model.weight_type,
+            "isa": choose_isa(),
+            "threads": self._model.threads,
+            "kv_cache": formats.kv,
+            "bits": {
+                "ffn": layer_bits,
+                "attention": layer_bits,
+                "embedding": head_bits,
+                "lm_head": head_bits,
+            },
+            "types": {
+                "ffn": formats.layers,
+                "attention": formats.layers,
+                "embedding": formats.head,
+                "lm_head": formats.head,
+            },
+        }
+
+    def set_thresholds(self, layers: Sequence[float] | None) -> None:
+        """One threshold for all neurons of each layer; None: those the model came with."""
+        if layers is None:
+            self._model.set_thresholds(self._own)
+            return
+        width = self._model.config.intermediate_size
+        self._model.set_thresholds([torch.full((width,), value) for value in layers])
+
+    def set_dense(self) -> None:
+        """Thresholds of 0: every neuron whose activation is not 0 is computed."""
+        self.set_thresholds([0.0] * self._model.config.num_layers)
+
+    def decode(self, prompts: Sequence[Sequence[int]], steps: int) -> DecodeRun:
+        if len(prompts) > 1:
+            return self._decode_batch(prompts, steps)
+        generation = self._model.generate(prompts[0], max_tokens=steps + 1, stop_ids=())
+        ids = list(generation)
+        counts = generation.sparsity
+        return DecodeRun(
+            generation.decode_seconds, steps, [ids], list(counts.up_rows), list(counts.down_rows)
+        )
+
+    def _decode_batch(self, prompts: Sequence[Sequence[int]], steps: int) -> DecodeRun:
+        # `Model.generate` is of one sequence; the runner under it steps several at once.
+        runner = self._model._runner
+        caches = [runner.new_cache() for _ in prompts]
+        rows = torch.zeros(self._model.config.num_layers, 2, dtype=torch.int64)
+        with torch.inference_mode(), torch_threads(1):
+            newest = [
+                int(runner.forward(torch.tensor(list(ids)), cache, all_logits=False)[0].argmax())
+                for ids, cache in zip(prompts, caches, strict=True)
+            ]
+            columns = [newest]
+            began = time.perf_counter()
+            for _ in range(steps):
+                logits, counts = runner.step(newest, caches)
+                rows += counts.sum(1)
+                newest = logits.argmax(1).tolist()
+                columns.append(newest)
+            seconds = time.perf_counter() - began
+        ids = [list(sequence) for sequence in zip(*columns, strict=True)]
+        return DecodeRun(seconds, steps, ids, rows[:, 0].tolist(), rows[:, 1].tolist())
+
+    def prefill(self, ids: Sequence[int]) -> float:
+        generation = self._model.generate(ids, max_tokens=1, stop_ids=())
+        list(generation)
+        return generation.prefill_seconds
+
+    def score(self, windows: Sequence[Sequence[int]]) -> list[float]:
+        """Negative log-likelihood per token, in nats, of each window after its first token."""
+        return [float(-self._model.score(window).mean()) for window in windows]
+
+    def bandwidth(self) -> float:
+        """GB/s at which the kernels' own threads read a buffer that no cache holds."""
+        return read_bandwidth(CpuPool(self._model.threads), _BANDWIDTH_BYTES)
+
+    def account(
+        self, up_rows: Sequence[int], down_rows: Sequence[int], tokens: int, context: float
+    ) -> dict[str, Any]:
+        """Bytes per token and the three sparsities of rows counted over `tokens` tokens.
+
+        Args:
+            context: positions attended to, on average.
+        """
+        config, formats = self._model.config, self._model.formats
+        counts = SparsityCounts(tokens, tuple(up_rows), tuple(down_rows))
+        seen = tokens * config.intermediate_size
+        read = bytes_per_token(
+            config,
+            formats,
+            [rows / seen for rows in up_rows],
+            [rows / seen for rows in down_rows],
+            context=round(context),
+        )
+        return {
+            "weight_bytes": read.model_read,
+            "kv_bytes": read.kv,
+            "sparsities": asdict(sparsities(config, formats, counts)),
+        }
+
+    def _bits(self, format: Any) -> float:
+        hidden = self._model.config.hidden_size
+        return 8 * row_bytes(format, hidden) / hidden

@@ -1,0 +1,180 @@
+"""Results as text: rows of cells, and tables for terminals and for files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparseinfer.bench.decode import Row
+from sparseinfer.bench.kernel import KernelResult
+from sparseinfer.bench.run import BenchResult, FormatResult
+from sparseinfer.bench.settings import Target
+from sparseinfer.bench.spread import Spread
+
+_ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, column names and rows of as many cells; notes below."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def plain(self) -> str:
+        """Aligned text of any width: for files and pipes."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        text = [self.title]
+        text += [
+            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in lines
+        ]
+        return "\n".join([*text, *self.notes])
+
+
+def tables(result: BenchResult) -> list[Table]:
+    """Every table of a benchmark, in reading order."""
+    found = []
+    for one in result.formats:
+        found.append(_decode_table(one, random=result.model["random_weights"]))
+        if one.prefill:
+            found.append(_prefill_table(one))
+        if one.batch:
+            found.append(_batch_table(one))
+    return found
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return _ABSENT if value is None else f"{value:.{digits}f}"
+
+
+def spread(value: Spread | None, digits: int = 2) -> str:
+    """median (min-max)"""
+    if value is None:
+        return _ABSENT
+    return f"{value.median:.{digits}f} ({value.min:.{digits}f}-{value.max:.{digits}f})"
+
+
+def percent(value: float | None) -> str:
+    return _ABSENT if value is None else f"{100 * value:.1f}%"
+
+
+def _target(target: Target | None) -> str:
+    return _ABSENT if target is None else target if isinstance(target, str) else f"{target:g}"
+
+
+def _decode_table(one: FormatResult, *, random: bool) -> Table:
+    others = list(dict.fromkeys(name for row in one.rows for name in row.ratios))
+    shows_quality = any(row.perplexity is not None for row in one.rows)
+    columns = [
+        "side", "weights", "sparsity", "tokens/s", *(f"over {name}" for name in others),
+        "bytes allow", "quotient", "GB/s", "of streaming", "neuron", "FFN bytes", "model bytes",
+    ]  # fmt: skip
+    if shows_quality:
+        columns.append("perplexity")
+    facts = one.facts
+    title = (
+        f"{one.weights}: decoding, {facts['steps']} steps after a prompt, "
+        f"{facts['mean_context']:.0f} positions attended to on average; median (min-max)"
+    )
+    notes = [
+        f"streaming bandwidth {spread(facts['streaming_gb_s'], 1)} GB/s",
+        *_bits_notes(one),
+        *(
+            f"greedy text of {name}: the first {count} of {facts['steps'] + 1} tokens are ours"
+            for name, count in facts["same_tokens"].items()
+        ),
+    ]
+    if random:
+        notes.append("random weights: speed only; what sparsity costs in quality is not shown here")
+    rows = tuple(_decode_cells(row, others, shows_quality) for row in one.rows)
+    return Table(title, tuple(columns), rows, tuple(notes))
+
+
+def _decode_cells(row: Row, others: Sequence[str], shows_quality: bool) -> tuple[str, ...]:
+    realised = row.sparsities or {}
+    cells = [
+        row.side,
+        row.weights,
+        _target(row.target),
+        spread(row.speed, 1),
+        *(spread(row.ratios.get(name)) for name in others),
+        number(row.predicted),
+        number(row.quotient),
+        number(row.gb_s, 1),
+        percent(row.bandwidth_fraction),
+        percent(realised.get("neuron")),
+        percent(realised.get("ffn_bytes")),
+        percent(realised.get("model_bytes")),
+    ]
+    if shows_quality:
+        cells.append(number(row.perplexity))
+    return tuple(cells)
+
+
+def _bits_notes(one: FormatResult) -> list[str]:
+    notes = []
+    for name, side in one.sides.items():
+        bits = ", ".join(f"{group} {value:.2f}" for group, value in side["bits"].items())
+        notes.append(f"{name} ({side['version']}): bits per weight: {bits}")
+    return notes
+
+
+def _prefill_table(one: FormatResult) -> Table:
+    rows = tuple(
+        (
+            row["side"],
+            spread(Spread(**row["speed"]), 1),
+            *(spread(Spread(**ratio)) for ratio in row["ratios"].values()),
+        )
+        for row in one.prefill
+    )
+    others = list(one.prefill[0]["ratios"])
+    width = 2 + len(others)
+    filled = tuple(row + (_ABSENT,) * (width - len(row)) for row in rows)
+    title = f"{one.weights}: prompt of {one.prefill[0]['tokens']} tokens"
+    return Table(title, ("side", "tokens/s", *(f"over {name}" for name in others)), filled)
+
+
+def _batch_table(one: FormatResult) -> Table:
+    rows = []
+    for row in one.batch:
+        over = {name: spread(Spread(**ratio)) for name, ratio in row["ratios"].items()}
+        names = list(over)
+        rows.append(
+            (
+                row["side"],
+                _target(row["target"]),
+                str(row["batch"]),
+                spread(Spread(**row["speed"]), 1),
+                over[names[0]] if names else _ABSENT,
+                over[names[-1]] if names else _ABSENT,
+            )
+        )
+    columns = ("side", "sparsity", "batch", "tokens/s in all", "over the first", "over the last")
+    return Table(f"{one.weights}: sequences decoded together", columns, tuple(rows))
+
+
+def kernel_table(result: KernelResult) -> Table:
+    """Of `sparseinfer bench --kernel`."""
+    columns = (
+        "shape", "H x I", "weights", "sparsity", "GB/s on rows read", "streaming GB/s",
+        "of streaming", "microseconds",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            row.shape,
+            f"{row.hidden} x {row.intermediate}",
+            row.weights,
+            f"{row.sparsity:g}",
+            spread(row.gb_s, 1),
+            spread(row.streaming_gb_s, 1),
+            spread(row.bandwidth_fraction),
+            spread(row.microseconds, 0),
+        )
+        for row in result.rows
+    )
+    title = f"gated FFN alone, {result.isa}, {result.threads} threads; median (min-max)"
+    return Table(title, columns, rows)

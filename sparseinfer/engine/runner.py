@@ -1,0 +1,71 @@
+"""What computes a model on this machine: native kernels, or plain torch where there are none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Protocol
+
+import torch
+
+from sparseinfer.config import ModelConfig
+from sparseinfer.engine.cache import KVCache
+from sparseinfer.engine.cpu import CpuRunner
+from sparseinfer.engine.reference import ReferenceRunner
+from sparseinfer.engine.rope import Rope
+from sparseinfer.kernels.gemm import Math
+from sparseinfer.kernels.isa import NativeKernelsError, native_missing
+from sparseinfer.kernels.threads import CpuPool
+from sparseinfer.packed import Weights
+
+logger = logging.getLogger("sparseinfer")
+
+
+class Runner(Protocol):
+    """Computes logits of new tokens, given the caches of their sequences (see `CpuRunner`)."""
+
+    def new_cache(self) -> KVCache: ...
+
+    def forward(
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def step(
+        self, ids: Sequence[int], caches: Sequence[KVCache]
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def make_runner(
+    config: ModelConfig,
+    weights: Weights,
+    rope: Rope,
+    threads: int,
+    kv_dtype: torch.dtype,
+    prefill: Math | None = None,
+) -> Runner:
+    """The fastest runner that works here. Says once per process if that is plain torch, and why.
+
+    Args:
+        threads: of the native kernels, or of torch.
+        kv_dtype: of the caches, torch.float32 or torch.bfloat16.
+        prefill: arithmetic of prompts; None takes what suits. Plain torch has fp32 only.
+
+    Raises:
+        NativeKernelsError: bf16 prefill is asked for where there are no native kernels.
+    """
+    reason = native_missing()
+    if reason is None:
+        return CpuRunner(config, weights, rope, CpuPool(threads), kv_dtype, prefill)
+    if prefill == "bf16":
+        raise NativeKernelsError(f"bf16 prefill runs on native kernels only: {reason}")
+    _say_slow(reason)
+    return ReferenceRunner(config, weights, rope, threads, kv_dtype)
+
+
+@cache
+def _say_slow(reason: str) -> None:
+    logger.warning("running on plain torch, many times slower than native kernels: %s", reason)
+
+
+__all__ = ["Runner", "make_runner"]

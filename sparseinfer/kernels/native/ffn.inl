@@ -1,0 +1,194 @@
+// The gated FFN of one thread: gate first, then up and down of the neurons that are kept.
+//
+// Each of the three reads rows that the one before has asked for: the gate rows of one step ask for
+// the up rows of the batch before, those for its down rows, and those for the next gate rows.
+
+constexpr int kGateRows = 16;    // gate rows per step
+constexpr int kEnough = 8;       // kept neurons that make a batch worth an up and down pass
+constexpr int kBatch = kEnough - 1 + kGateRows;
+
+struct FfnBatch {
+    int64_t range;
+    int count;
+    int32_t neuron[kBatch];
+    uint16_t mask[kBatch];    // bit b: row b keeps the neuron
+    float a[kMaxRows][kBatch];
+};
+
+struct FfnScratch {
+    FfnBatch batches[2];
+    float g[kMaxRows][16];
+    float u[kMaxRows][16];
+};
+
+// Written so that NaN comes out as NaN: a comparison with NaN is false.
+inline float relu(float v) { return v < 0.0f ? 0.0f : v; }
+
+// phi of 16 values in place.
+inline void activate(Phi phi, float *g) {
+    if (phi == Phi::silu) {
+        for (int i = 0; i < 16; i += kWidth) {
+            const Vec v = load(g + i);
+            store(g + i, divide(v, add(splat(1.0f), exponential(sub(zero(), v)))));
+        }
+        return;
+    }
+    for (int i = 0; i < 16; i++) g[i] = relu(g[i]);
+    if (phi == Phi::relu2)
+        for (int i = 0; i < 16; i++) g[i] *= g[i];
+}
+
+// A NaN activation is kept, so that it reaches the output instead of vanishing.
+inline bool keeps(float a, float threshold) {
+    return (__builtin_fabsf(a) >= threshold || a != a) && a != 0.0f;
+}
+
+inline const uint8_t *row_of(const MatrixView &m, int64_t row) { return m.data + row * m.stride; }
+
+template <Format F>
+void finish_batch(const FfnWeights &w, const FfnCall &call, FfnBatch &batch, FfnScratch &s,
+                  Soon &next) {
+    if (batch.count == 0) return;
+    const int64_t n = w.hidden;
+    const uint8_t *down[kBatch];
+    for (int i = 0; i < batch.count; i++) down[i] = row_of(w.down, batch.neuron[i]);
+    // With a psi that drops neurons, which rows of down are needed is not known yet.
+    Soon soon{down, w.psi == Psi::id ? batch.count : 0, next.bytes};
+    for (int i0 = 0; i0 < batch.count; i0 += 16) {
+        const int count = batch.count - i0 < 16 ? batch.count - i0 : 16;
+        const uint8_t *rows[16];
+        for (int i = 0; i < count; i++) rows[i] = row_of(w.up, batch.neuron[i0 + i]);
+        dot_sixteen<F>(rows, count, batch.mask + i0, call.inputs, call.rows, n, soon, s.u);
+        for (int64_t b = 0; b < call.rows; b++)
+            for (int i = 0; i < count; i++) {
+                float u = s.u[b][i];
+                if (w.up_bias) u += w.up_bias[batch.neuron[i0 + i]];
+                if (w.psi == Psi::relu) u = relu(u);
+                batch.a[b][i0 + i] *= u;
+            }
+    }
+    for (int64_t b = 0; b < call.rows; b++) {
+        const uint8_t *rows[kBatch];
+        float h[kBatch];
+        int live = 0;
+        for (int i = 0; i < batch.count; i++) {
+            if (!(batch.mask[i] >> b & 1) || batch.a[b][i] == 0.0f) continue;
+            h[live] = batch.a[b][i];
+            rows[live++] = down[i];
+        }
+        if (live == 0) continue;
+        const int64_t slot = batch.range * call.rows + b;
+        float *acc = call.partial + slot * call.width;
+        if (call.reads[2 * slot + 1] == 0) __builtin_memset(acc, 0, call.width * sizeof(float));
+        call.reads[2 * slot + 1] += live;
+        axpy<F>(rows, live, h, n, acc, next);
+    }
+    batch.count = 0;
+}
+
+template <Format F>
+void ffn_ranges_of(const FfnWeights &w, const FfnCall &call, int64_t first, int64_t *next) {
+    FfnScratch &s = *static_cast<FfnScratch *>(call.scratch);
+    const int64_t ranges = (w.intermediate + w.range - 1) / w.range;
+    const int64_t n = w.hidden, row_bytes = bytes_per_row<F>(n);
+    const auto claim = [&] { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); };
+    int now = 0;
+    for (FfnBatch &batch : s.batches) batch.count = 0;
+
+    // One range ahead, to know whose gate rows come next.
+    int64_t following = first;
+    while (following < ranges) {
+        const int64_t range = following;
+        following = claim();
+        const int64_t begin = range * w.range;
+        const int64_t end = smaller(begin + w.range, w.intermediate);
+        int32_t *reads = call.reads + range * call.rows * 2;
+        for (int64_t b = 0; b < 2 * call.rows; b++) reads[b] = 0;
+
+        for (int64_t i0 = begin; i0 < end; i0 += kGateRows) {
+            FfnBatch &batch = s.batches[now];
+            FfnBatch &before = s.batches[1 - now];
+            batch.range = range;
+            const int count = static_cast<int>(smaller(kGateRows, end - i0));
+            const uint8_t *rows[kGateRows], *up[kBatch];
+            for (int i = 0; i < count; i++) rows[i] = row_of(w.gate, i0 + i);
+            for (int i = 0; i < before.count; i++) up[i] = row_of(w.up, before.neuron[i]);
+            Soon soon{up, before.count, row_bytes};
+            dot_sixteen<F>(rows, count, nullptr, call.inputs, call.rows, n, soon, s.g);
+            soon.fetch(kBatch);
+            for (int64_t b = 0; b < call.rows; b++) {
+                if (w.gate_bias)
+                    for (int i = 0; i < count; i++) s.g[b][i] += w.gate_bias[i0 + i];
+                activate(w.phi, s.g[b]);
+            }
+            for (int i = 0; i < count; i++) {
+                uint16_t mask = 0;
+                for (int64_t b = 0; b < call.rows; b++)
+                    if (keeps(s.g[b][i], w.threshold[i0 + i])) {
+                        mask |= static_cast<uint16_t>(1u << b);
+                        reads[2 * b]++;
+                    }
+                if (!mask) continue;
+                batch.neuron[batch.count] = static_cast<int32_t>(i0 + i);
+                batch.mask[batch.count] = mask;
+                for (int64_t b = 0; b < call.rows; b++) batch.a[b][batch.count] = s.g[b][i];
+                batch.count++;
+            }
+            if (batch.count < kEnough && i0 + kGateRows < end) continue;
+
+            const int64_t next_row = i0 + kGateRows < end ? i0 + kGateRows : following * w.range;
+            const uint8_t *gate[kGateRows];
+            int known = 0;
+            for (; known < kGateRows && next_row + known < w.intermediate; known++)
+                gate[known] = row_of(w.gate, next_row + known);
+            Soon gates{gate, known, row_bytes};
+            finish_batch<F>(w, call, before, s, gates);
+            now = 1 - now;
+        }
+    }
+    // One of the two is empty.
+    for (FfnBatch &batch : s.batches) {
+        Soon nothing{nullptr, 0, row_bytes};
+        finish_batch<F>(w, call, batch, s, nothing);
+    }
+}
+
+void ffn_ranges(const FfnWeights &w, const FfnCall &call, int64_t first, int64_t *next) {
+#define SPARSEINFER_CALL(F) ffn_ranges_of<F>(w, call, first, next)
+    SPARSEINFER_BY_FORMAT(w.gate.format, SPARSEINFER_CALL)
+#undef SPARSEINFER_CALL
+}
+
+// y[b, begin:end] from the accumulators [ranges, rows, width] that `written(slot)` names.
+template <class Written>
+void sum_ranges(int64_t ranges, int64_t rows, int64_t width, const float *partial,
+                Format format, const float *bias, int64_t columns, int64_t begin, int64_t end,
+                bool add_to, float *y, const Written &written) {
+    for (int64_t b = 0; b < rows; b++)
+        for (int64_t j0 = begin; j0 < end; j0 += kSumColumns) {
+            const int64_t held = smaller(kSumColumns, width - j0);
+            float acc[kSumColumns] = {};
+            for (int64_t s = 0; s < ranges; s++) {
+                const int64_t slot = s * rows + b;
+                if (!written(slot)) continue;
+                const float *part = partial + slot * width + j0;
+                if (held == kSumColumns)
+                    for (int64_t j = 0; j < kSumColumns; j++) acc[j] += part[j];
+                else
+                    for (int64_t j = 0; j < held; j++) acc[j] += part[j];
+            }
+            const int64_t stop = smaller(j0 + kSumColumns, end);
+            for (int64_t j = j0; j < stop; j++) {
+                float v = acc[column_position(format, j, columns) - j0];
+                if (bias) v += bias[j];
+                float *out = y + b * columns + j;
+                *out = add_to ? *out + v : v;
+            }
+        }
+}
+
+void ffn_sum(const FfnWeights &w, const FfnCall &call, int64_t begin, int64_t end) {
+    sum_ranges((w.intermediate + w.range - 1) / w.range, call.rows, call.width, call.partial,
+               w.down.format, w.down_bias, w.hidden, begin, end, call.add, call.y,
+               [&](int64_t slot) { return call.reads[2 * slot + 1] != 0; });
+}

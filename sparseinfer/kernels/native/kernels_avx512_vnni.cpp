@@ -1,0 +1,2 @@
+#define SPARSEINFER_ISA avx512_vnni
+#include "kernels.inl"

@@ -1,0 +1,110 @@
+"""From a checkpoint's tensors to stored ones, one at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparseinfer import arch
+from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.errors import CheckpointError
+from sparseinfer.formats import WeightFormats
+from sparseinfer.kernels.matrix import Format
+from sparseinfer.kernels.quantize import quantize
+from sparseinfer.packed.layout import Stored, split_layer_name, stored_tensors
+
+
+class Builder:
+    """Makes the stored tensors of a checkpoint in given formats.
+
+    One tensor of the checkpoint is in memory at a time, and a transposed copy of it for down.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, formats: WeightFormats) -> None:
+        """
+        Raises:
+            CheckpointError: thresholds that do not fit the weights.
+        """
+        record = checkpoint.record
+        self.thresholds: list[Tensor] | None = (
+            checkpoint.thresholds() if record is not None and record.has_thresholds else None
+        )
+        self.tensors: dict[str, Stored] = stored_tensors(
+            checkpoint.config, formats, thresholds=self.thresholds is not None
+        )
+        """What there is to make, in order."""
+        self._checkpoint = checkpoint
+        self._formats = formats
+
+    def fill(self, stored: Stored, out: Tensor) -> None:
+        """Writes one tensor; bytes between rows stay as they are.
+
+        Args:
+            out: of the stored shape and type.
+
+        Raises:
+            CheckpointError: NaN or Inf, or values that the format cannot hold.
+        """
+        name = stored.name
+        if name == "embedding":
+            self._rows(out, stored, [arch.EMBEDDING], self._formats.head)
+        elif name == "head":
+            self._rows(out, stored, [arch.LM_HEAD], self._formats.head)
+        elif name == "final_norm":
+            self._vector(out, [arch.FINAL_NORM])
+        else:
+            layer, part = split_layer_name(name)
+            self._fill_layer(layer, part, stored, out)
+
+    def _fill_layer(self, layer: int, part: str, stored: Stored, out: Tensor) -> None:
+        format = self._formats.layers
+        match part:
+            case "qkv":
+                names = [arch.attention_name(layer, one) for one in "qkv"]
+                self._rows(out, stored, names, format)
+            case "o":
+                self._rows(out, stored, [arch.attention_name(layer, "o")], format)
+            case "ffn.gate":
+                self._rows(out, stored, [arch.ffn_name(layer, "gate")], format)
+            case "ffn.up_down":
+                width = stored.row_elements // 2
+                self._matrix(out[:, :width], arch.ffn_name(layer, "up"), format)
+                down = out[:, width : 2 * width]
+                self._matrix(down, arch.ffn_name(layer, "down"), format, transposed=True)
+            case "input_norm":
+                self._vector(out, [arch.norm_name(layer, "input")])
+            case "ffn_norm":
+                self._vector(out, [arch.norm_name(layer, "post_attention")])
+            case "qkv_bias":
+                self._vector(out, [arch.attention_name(layer, one, "bias") for one in "qkv"])
+            case "o_bias":
+                self._vector(out, [arch.attention_name(layer, "o", "bias")])
+            case "ffn.gate_bias" | "ffn.up_bias" | "ffn.down_bias":
+                side = part.removeprefix("ffn.").removesuffix("_bias")
+                self._vector(out, [arch.ffn_name(layer, side, "bias")])
+            case "ffn.threshold" if self.thresholds is not None:
+                out.copy_(self.thresholds[layer])
+            case _:
+                raise ValueError(f"nothing known of {stored.name}")
+
+    def _rows(self, out: Tensor, stored: Stored, names: list[str], format: Format) -> None:
+        """Matrices below one another."""
+        begin = 0
+        for name in names:
+            end = begin + self._checkpoint.tensors[name].shape[0]
+            self._matrix(out[begin:end, : stored.row_elements], name, format)
+            begin = end
+
+    def _matrix(self, out: Tensor, name: str, format: Format, *, transposed: bool = False) -> None:
+        weight = self._read(name)
+        try:
+            quantize(weight.T.contiguous() if transposed else weight, format, out)
+        except ValueError as error:
+            where = self._checkpoint.tensors[name].file
+            raise CheckpointError(f"{where}: tensor {name}: {error}") from error
+
+    def _vector(self, out: Tensor, names: list[str]) -> None:
+        out.copy_(torch.cat([self._read(name).float() for name in names]))
+
+    def _read(self, name: str) -> Tensor:
+        return next(tensor for _, tensor in self._checkpoint.read([name]))

@@ -1,0 +1,187 @@
+"""Two readers of tokenizers: transformers for checkpoints, the `tokenizers` library for packs.
+
+transformers turns a checkpoint's many possible files into one tokenizer; that takes seconds. A pack
+therefore stores the outcome (`save_tokenizer`), which the `tokenizers` library alone reads in
+milliseconds. Both give the same ids, for transformers uses the same library underneath.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from sparseinfer.errors import CheckpointError, UnsupportedError
+
+BACKEND_FILE = "tokenizer.json"
+SAVED_FILE = "sparseinfer_tokenizer.json"
+SAVED_VERSION = 1
+
+
+class Backend(Protocol):
+    """What a tokenizer must be able to do."""
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Ids of a text, with or without the special tokens around it."""
+        ...
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]: ...
+
+
+class TransformersBackend:
+    """A tokenizer of transformers."""
+
+    def __init__(self, hf: Any) -> None:
+        self.hf = hf
+
+    @classmethod
+    def load(cls, folder: Path) -> TransformersBackend:
+        """
+        Raises:
+            CheckpointError: the folder has none, or it is damaged or asks for code of its own.
+        """
+        import transformers
+
+        try:
+            hf = transformers.AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # transformers raises whatever its parsers raise
+            raise _unusable(folder, error) from error
+        return cls(hf)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.hf.chat_template)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        return list(self.hf(text, add_special_tokens=special, verbose=False).input_ids)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        if not self.hf.is_fast:
+            raise CheckpointError("the tokenizer gives no character offsets (no tokenizer.json)")
+        encoded = self.hf(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return list(encoded.input_ids), [tuple(pair) for pair in encoded.offset_mapping]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        return list(
+            self.hf.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        )
+
+
+class SavedBackend:
+    """A tokenizer of the `tokenizers` library, with a chat template beside it."""
+
+    def __init__(self, rust: Any, special_tokens: dict[str, str], template: str | None) -> None:
+        self._rust = rust
+        self._special_tokens = special_tokens
+        self._template = template
+
+    @classmethod
+    def load(cls, folder: Path) -> SavedBackend:
+        """
+        Raises:
+            CheckpointError: files that are missing, damaged or of another version.
+        """
+        from tokenizers import Tokenizer
+
+        path = folder / SAVED_FILE
+        try:
+            saved = json.loads(path.read_text("utf-8"))
+            version, special, template = (
+                saved["version"],
+                saved["special_tokens"],
+                saved["chat_template"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _unusable(folder, error) from error
+        if version != SAVED_VERSION:
+            raise CheckpointError(
+                f"{path}: version {version!r} is not known to this sparseinfer (it reads version "
+                f"{SAVED_VERSION}); pack the model again"
+            )
+        if not isinstance(special, dict) or not isinstance(template, str | None):
+            raise CheckpointError(f"{path}: not a tokenizer's settings; pack the model again")
+        try:
+            return cls(Tokenizer.from_file(str(folder / BACKEND_FILE)), special, template)
+        except Exception as error:  # the library raises plain Exception
+            raise _unusable(folder, error) from error
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._template)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        return self._rust.encode(text, add_special_tokens=special).ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self._rust.encode(text, add_special_tokens=False)
+        return encoded.ids, encoded.offsets
+
+    def decode(self, ids: list[int]) -> str:
+        return self._rust.decode(ids, skip_special_tokens=True)
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        # A sandbox is not for us to write: transformers' own, imported where there is a chat.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        given = [{key: value for key, value in m.items() if value is not None} for m in messages]
+        if not given:
+            raise ValueError("an empty conversation")
+        variables: dict[str, Any] = dict(self._special_tokens)
+        rendered, _ = render_jinja_template(
+            conversations=[given],
+            chat_template=self._template,
+            add_generation_prompt=True,
+            **variables,
+        )
+        return self.encode(rendered[0], special=False)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_tokenizer` wrote to this folder."""
+    return (folder / SAVED_FILE).is_file()
+
+
+def save_tokenizer(backend: Backend, folder: Path) -> None:
+    """Writes a tokenizer of transformers as `SavedBackend` reads it.
+
+    Raises:
+        UnsupportedError: a tokenizer that is not a "fast" one.
+    """
+    hf = backend.hf if isinstance(backend, TransformersBackend) else None
+    if hf is None or not hf.is_fast:
+        raise UnsupportedError(
+            "the tokenizer is not a fast one (tokenizer.json): only those can be packed"
+        )
+    rust = type(hf.backend_tokenizer).from_str(hf.backend_tokenizer.to_str())
+    rust.no_truncation()
+    rust.no_padding()
+    template = hf.get_chat_template() if hf.chat_template else None
+    saved = {
+        "version": SAVED_VERSION,
+        "special_tokens": hf.special_tokens_map,
+        "chat_template": template,
+    }
+    (folder / BACKEND_FILE).write_text(rust.to_str(), "utf-8")
+    text = json.dumps(saved, indent=2, ensure_ascii=False) + "\n"
+    (folder / SAVED_FILE).write_text(text, "utf-8")
+
+
+def _unusable(folder: Path, error: Exception) -> CheckpointError:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return CheckpointError(f"{folder}: no usable tokenizer ({first_line})")

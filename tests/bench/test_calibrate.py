@@ -1,0 +1,44 @@
+"""Thresholds found in sequence give the wanted sparsity in the masked model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sparseinfer
+from sparseinfer.bench.calibrate import check_calibratable, thresholds_in_sequence
+from sparseinfer.errors import UnsupportedError
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
+def test_every_layer_of_the_sparse_model_misses_as_often_as_wanted(make_checkpoint, ids, sparsity):
+    checkpoint = make_checkpoint()
+    found = thresholds_in_sequence(checkpoint, ids, sparsity)
+    assert len(found) == checkpoint.config.num_layers
+    model = sparseinfer.load(checkpoint.path, weights="fp32", threads=1)
+    model.set_thresholds([torch.full((128,), value) for value in found])
+    model.logits(ids)
+    realised = model.sparsity("prefill").neuron_sparsity(model.config)
+    # Of 24 x 128 activations, those nearest to the quantile may round to its other side.
+    assert realised == pytest.approx([sparsity] * 3, abs=6 / (24 * 128))
+
+
+def test_later_layers_are_calibrated_on_what_masked_layers_give(make_checkpoint, ids):
+    checkpoint = make_checkpoint()
+    first = thresholds_in_sequence(checkpoint, ids, 0.9)
+    model = sparseinfer.load(checkpoint.path, weights="fp32", threads=1)
+    # With the layers before it dense, the last layer misses its threshold at another rate.
+    dense_before = [torch.zeros(128), torch.zeros(128), torch.full((128,), first[2])]
+    model.set_thresholds(dense_before)
+    model.logits(ids)
+    realised = model.sparsity("prefill").neuron_sparsity(model.config)
+    assert abs(realised[2] - 0.9) > 5e-3
+
+
+def test_refuses_a_mask_that_no_gate_threshold_makes(make_checkpoint, tmp_path):
+    from sparseinfer.checkpoint import Checkpoint
+    from sparseinfer.convert import convert
+
+    convert(str(make_checkpoint().path), "drelu", out=tmp_path / "drelu")
+    with pytest.raises(UnsupportedError, match="--sparsity own"):
+        check_calibratable(Checkpoint.open(tmp_path / "drelu"))

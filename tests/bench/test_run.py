@@ -1,0 +1,99 @@
+"""The benchmark as a whole, on a tiny random shape."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from sparseinfer import strict_json
+from sparseinfer.bench import shapes
+from sparseinfer.bench.run import bench
+from sparseinfer.bench.settings import BenchSettings
+from sparseinfer.errors import ConfigError, UnsupportedError
+
+from .conftest import silent
+from .test_random_model import TINY
+
+HAS_LLAMA = importlib.util.find_spec("llama_cpp") is not None
+
+
+@pytest.fixture
+def tiny(monkeypatch, cache):
+    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+
+
+def run(**settings):
+    asked = {"random_weights": "tiny", "pairs": 2, "steps": 3, "threads": 1} | settings
+    return bench(BenchSettings(**asked), progress=silent, note=silent)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_whole_benchmark():
+    baselines = ("llama.cpp", "dense") if HAS_LLAMA else ("dense",)
+    result = run(weights=("int8",), sparsity=(0.5,), baselines=baselines, prefill=20)
+    content = json.loads(strict_json.dumps(result.as_json()))
+    assert content["schema_version"] == 1
+    assert content["model"]["random_weights"] is True
+    assert content["versions"]["torch"]
+    (one,) = content["formats"]
+    rows = {(row["side"], row["target"]): row for row in one["rows"]}
+    sparse = rows["sparseinfer", 0.5]
+    assert sparse["sparsities"]["neuron"] == pytest.approx(0.5, abs=0.1)
+    assert sparse["predicted"] > 1.1
+    assert sparse["weight_bytes"] < rows["sparseinfer", 0.0]["weight_bytes"]
+    assert len(sparse["speed"]["values"]) == 2
+    assert one["facts"]["steps"] == 3
+    assert one["sides"]["sparseinfer"]["threads"] == 1
+    if HAS_LLAMA:
+        assert rows["llama.cpp", None]["weights"] == "Q8_0"
+        assert set(sparse["ratios"]) == {"llama.cpp", "dense"}
+        assert {row["side"] for row in one["prefill"]} == {"sparseinfer", "llama.cpp"}
+        assert one["sides"]["llama.cpp"]["bits"]["ffn"] == 8.5
+
+
+@pytest.mark.usefixtures("tiny")
+def test_contexts_that_do_not_fit_are_refused_before_loading():
+    with pytest.raises(ConfigError, match="positions, the model has 2048"):
+        run(context=2046, baselines=("dense",))
+
+
+def test_quality_of_a_model_without_a_tokenizer_is_refused(without_tokenizer):
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        run(
+            random_weights=None, model=str(without_tokenizer), baselines=("dense",), prefill=0,
+            quality_tokens=64,
+        )  # fmt: skip
+
+
+def test_a_converted_model_runs_its_own_thresholds(make_checkpoint, tmp_path, prose_file, cache):
+    from sparseinfer.convert import convert
+
+    out = tmp_path / "converted"
+    convert(
+        str(make_checkpoint().path), "cats", sparsity=0.5, text=str(prose_file),
+        calibration_tokens=1024, out=out,
+    )  # fmt: skip
+    for path in out.glob("tokenizer*"):  # so that ids are random and no text is fetched
+        path.unlink()
+    result = run(
+        random_weights=None, model=str(out), weights=("bf16",), baselines=("dense",),
+        prefill=0,
+    )  # fmt: skip
+    dense, own = result.formats[0].rows
+    assert (dense.target, own.target) == (0.0, "own")
+    assert dense.sparsities["neuron"] == 0
+    assert 0.2 < own.sparsities["neuron"] < 0.8
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_missing_llama_cpp_says_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "llama_cpp" else find(name, *a),
+    )
+    with pytest.raises(UnsupportedError, match=r"sparseinfer\[bench\]"):
+        run(weights=("bf16",), baselines=("llama.cpp",))

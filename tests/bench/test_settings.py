@@ -1,0 +1,101 @@
+"""Settings refuse what cannot be meant; plans fill in what is left open."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparseinfer.bench.plan import make_plan
+from sparseinfer.bench.settings import BenchSettings
+from sparseinfer.errors import ConfigError
+
+
+def plan(packed_as=None, has_thresholds=False, has_tokenizer=True, **settings):
+    asked = BenchSettings(**({"model": "m"} | settings))
+    return make_plan(
+        asked,
+        packed_as=packed_as,
+        has_thresholds=has_thresholds,
+        has_tokenizer=has_tokenizer,
+        threads=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"weights": ("int3",)}, "int3"),
+        ({"weights": ("fp32",)}, "fp32"),
+        ({"weights": ()}, "--weights is empty"),
+        ({"weights": ("bf16", "bf16")}, "twice"),
+        ({"baselines": ("vllm",)}, "vllm"),
+        ({"baselines": ()}, "--baseline is empty"),
+        ({"sparsity": (1.0,)}, "1.0"),
+        ({"sparsity": (-0.1,)}, "-0.1"),
+        ({"sparsity": (float("nan"),)}, "nan"),
+        ({"sparsity": ()}, "--sparsity is empty"),
+        ({"batch": (0,)}, "--batch 0"),
+        ({"batch": (17,)}, "--batch 17"),
+        ({"pairs": 0}, "--pairs 0"),
+        ({"steps": 0}, "--tokens 0"),
+        ({"context": 0}, "--context 0"),
+        ({"prefill": -1}, "--prefill -1"),
+        ({"quality_tokens": 1}, "--quality-tokens 1"),
+        ({"layers": 2}, "--layers"),
+        ({"random_weights": "llama2-7b"}, "not both"),
+        ({"model": None}, "either"),
+        ({"model": None, "random_weights": "gpt"}, "gpt"),
+        ({"model": None, "random_weights": "llama2-7b", "layers": 33}, "--layers 33"),
+        ({"model": None, "random_weights": "llama2-7b", "sparsity": ("own",)}, "own"),
+        ({"model": None, "random_weights": "llama2-7b", "quality_tokens": 9}, "--quality-tokens"),
+    ],
+)
+def test_refusals_name_the_option(settings, word):
+    with pytest.raises(ConfigError, match=word):
+        BenchSettings(**({"model": "m"} | settings))
+
+
+def test_defaults_follow_the_model():
+    dense = plan()
+    assert dense.weights == ("bf16", "int8", "int4")
+    assert dense.targets == (0.0, 0.5, 0.9)
+    assert dense.baselines == ("llama.cpp", "dense")
+    assert (dense.prefill, dense.quality_tokens) == (512, 1024)
+    assert dense.calibrates
+    converted = plan(has_thresholds=True)
+    assert converted.targets == (0.0, "own")
+    assert not converted.calibrates
+    packed = plan(packed_as="int8", has_thresholds=True)
+    assert (packed.weights, packed.baselines) == (("int8",), ("dense",))
+    assert packed.targets == (0.0, "own")
+    assert plan(packed_as="int8").targets == (0.0,)
+    assert plan(has_tokenizer=False).quality_tokens == 0
+    random = plan(model=None, random_weights="llama2-7b", has_tokenizer=False)
+    assert (random.prefill, random.quality_tokens) == (0, 0)
+    assert plan(model=None, random_weights="llama2-7b", prefill=64).prefill == 64
+
+
+def test_dense_comes_first_where_anything_is_compared_with_it():
+    assert plan(sparsity=(0.9, 0.5), baselines=("dense",)).targets == (0.0, 0.9, 0.5)
+    assert plan(sparsity=(0.9, 0.0), baselines=("llama.cpp",)).targets == (0.0, 0.9)
+    assert plan(sparsity=(0.9,), baselines=("llama.cpp",)).targets == (0.9,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"packed_as": "int8", "weights": ("int4",)}, "packed as int8"),
+        ({"packed_as": "int8", "weights": ("int8", "int4")}, "packed as int8"),
+        ({"packed_as": "int8", "baselines": ("llama.cpp",)}, "before packing"),
+        ({"packed_as": "int8", "sparsity": (0.5,)}, "calibrate"),
+        ({"packed_as": "int8", "sparsity": ("own",)}, "without thresholds"),
+        ({"sparsity": ("own",)}, "without thresholds"),
+        ({"huge_pages": True}, "--huge-pages"),
+    ],
+)
+def test_what_a_model_cannot_give_is_refused(settings, word):
+    with pytest.raises(ConfigError, match=word):
+        plan(**settings)
+
+
+def test_what_a_packed_artifact_can_give():
+    assert plan(packed_as="int4", weights=("int4",), huge_pages=True).huge_pages
