@@ -91,10 +91,17 @@ class Gemm:
 
     def weights(self, matrix: Matrix, begin: int, end: int) -> Tensor:
         """Rows begin..end-1 [end - begin, K] as the products take them: a view of the matrix where
-        it holds them in that type, else valid until the next call."""
-        if matrix.format == self.math:
-            return matrix.data[begin:end]
+        it holds them in that type and layout, else valid until the next call."""
+        stored = matrix.data[begin:end]
+        if matrix.format == "bf16" == self.math:
+            return stored
+        if matrix.format == "fp32" == self.math and stored.is_contiguous():
+            return stored
         unpacked = self._scratch.get("weights", (end - begin, matrix.columns), self.dtype)
+        if matrix.format == "fp32" == self.math:
+            # Rows that lie apart, as in bundles, would send oneDNN to its reference: 100 times
+            # slower than the copy.
+            return unpacked.copy_(stored)
         native().unpack(
             native_matrix(matrix),
             begin,

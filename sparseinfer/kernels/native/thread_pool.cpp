@@ -161,7 +161,7 @@ void *ThreadPool::scratch(size_t bytes) {
         scratch_bytes_ = rounded;
     }
 #if defined(SPARSEINFER_POISON_SCRATCH)
-    std::memset(scratch_.get(), 0xff, scratch_bytes_);    // fp32 NaN
+    if (scratch_) std::memset(scratch_.get(), 0xff, scratch_bytes_);    // fp32 NaN
 #endif
     return scratch_.get();
 }
