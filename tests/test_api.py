@@ -38,6 +38,7 @@ SIGNATURES = {
         "weights": "auto",
         "threads": None,
         "huge_pages": False,
+        "prefill": "auto",
     },
     sparseinfer.Model.set_thresholds: {"thresholds": EMPTY},
     sparseinfer.Model.generate: {
