@@ -33,7 +33,7 @@ def library() -> Any:
     global _quiet
     check_library()
     try:
-        import llama_cpp.llama_cpp as llama
+        import llama_cpp.llama_cpp as llama  # pyright: ignore[reportMissingImports] - of the bench extra
     except (ImportError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UnsupportedError(f"llama-cpp-python cannot be loaded: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +25,6 @@ class _Sequence:
     room: int
     """Tokens that may still be produced."""
     sampler: Sampler
-    cache: KVCache
     tokens: list[int] = field(default_factory=list)
 
     def take(self, logits: torch.Tensor, stop_ids: frozenset[int]) -> bool:
@@ -52,19 +52,22 @@ def generate_batch(
     At most `MAX_ROWS` sequences run at a time: when one ends, the next waiting prompt takes its
     place.
     """
-    waiting = [
-        _Sequence(prompt, most, sampler, new_cache())
+    everything = [
+        _Sequence(prompt, most, sampler)
         for prompt, most, sampler in zip(prompts, room, samplers, strict=True)
     ]
-    everything = list(waiting)
-    running: list[_Sequence] = []
+    waiting = deque(everything)
+    # A cache lives only while its sequence runs: that bounds the memory of a long list of prompts.
+    running: list[tuple[_Sequence, KVCache]] = []
     while waiting or running:
         while waiting and len(running) < MAX_ROWS:
-            one = waiting.pop(0)
-            if one.take(prefill(one.prompt, one.cache), stop_ids):
-                running.append(one)
+            one, cache = waiting.popleft(), new_cache()
+            if one.take(prefill(one.prompt, cache), stop_ids):
+                running.append((one, cache))
         if not running:
             continue
-        logits = step([one.tokens[-1] for one in running], [one.cache for one in running])
-        running = [one for one, row in zip(running, logits, strict=True) if one.take(row, stop_ids)]
+        logits = step([one.tokens[-1] for one, _ in running], [cache for _, cache in running])
+        running = [
+            pair for pair, row in zip(running, logits, strict=True) if pair[0].take(row, stop_ids)
+        ]
     return [one.tokens for one in everything]
