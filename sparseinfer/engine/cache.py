@@ -36,20 +36,8 @@ class KVCache:
             grown[:, :, : self.length] = getattr(self, name)[:, :, : self.length]
             setattr(self, name, grown)
 
-    def append(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores T new positions [num_kv_heads, T, head_dim] of one layer, rounded to the cache's
-        dtype; returns views of all of that layer's positions.
-
-        `length` advances by `advance` once every layer has stored them; `reserve` comes first.
-        """
-        end = self.length + keys.shape[1]
-        self.keys[layer, :, self.length : end] = keys
-        self.values[layer, :, self.length : end] = values
-        return self.keys[layer, :, :end], self.values[layer, :, :end]
-
     def advance(self, tokens: int) -> None:
+        """Counts `tokens` more positions, once every layer has stored them."""
         self.length += tokens
 
     def _empty(self) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: tables of cos and sin, and the rotation, in fp32."""
+"""Rotary position embeddings: tables of cos and sin, in fp32."""
 
 from __future__ import annotations
 
@@ -29,10 +29,3 @@ class Rope:
             angles = torch.cat((angles, angles), dim=-1)
             self._cos, self._sin = angles.cos() * self._scale, angles.sin() * self._scale
         return self._cos[start:end], self._sin[start:end]
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates x [heads, T, head_dim] by position tables [T, head_dim] (RoFormer, 2104.09864)."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin

@@ -6,6 +6,7 @@
 constexpr int kGateRows = 16;    // gate rows per step
 constexpr int kEnough = 8;       // kept neurons that make a batch worth an up and down pass
 constexpr int kBatch = kEnough - 1 + kGateRows;
+constexpr int kShare = kWidth == 16 ? 4 : 1;    // batch rows that share a widened down row
 
 struct FfnBatch {
     int64_t range;
@@ -45,6 +46,65 @@ inline bool keeps(float a, float threshold) {
 
 inline const uint8_t *row_of(const MatrixView &m, int64_t row) { return m.data + row * m.stride; }
 
+// Adds the down rows of a batch to the accumulators of batch rows b0..b0+B-1, whose neuron outputs
+// are batch.a (0 where a row drops the neuron).
+template <Format F, int B>
+void add_down(const FfnWeights &w, const FfnCall &call, const FfnBatch &batch,
+              const uint8_t *const *down, int64_t b0, Soon &next) {
+    const uint8_t *rows[kBatch];
+    float h[B][kBatch];
+    const float *scale[B];
+    float *acc[B];
+    int needed = 0, live[B] = {};
+    for (int i = 0; i < batch.count; i++) {
+        bool any = false;
+        for (int b = 0; b < B; b++) {
+            h[b][needed] = batch.a[b0 + b][i];
+            any |= h[b][needed] != 0.0f;
+            live[b] += h[b][needed] != 0.0f;
+        }
+        if (any) rows[needed++] = down[i];
+    }
+    if (needed == 0) return;
+    for (int b = 0; b < B; b++) {
+        const int64_t slot = batch.range * call.rows + b0 + b;
+        int32_t &reads = call.reads[2 * slot + 1];
+        scale[b] = h[b];
+        acc[b] = call.partial + slot * call.width;
+        if (reads == 0) __builtin_memset(acc[b], 0, call.width * sizeof(float));
+        reads += live[b];
+    }
+    axpy<F, B>(rows, needed, scale, w.hidden, acc, next);
+}
+
+// Whether B batch rows from b0 share enough neurons that widening a down row once for all of them
+// pays for the products with 0. Widening costs about two products.
+template <int B>
+bool worth_sharing(const FfnBatch &batch, int64_t b0) {
+    int needed = 0, live = 0;
+    for (int i = 0; i < batch.count; i++) {
+        int here = 0;
+        for (int b = 0; b < B; b++) here += batch.a[b0 + b][i] != 0.0f;
+        live += here;
+        needed += here != 0;
+    }
+    return 3 * live > (2 + B) * needed;
+}
+
+// add_down for as many tiles of B batch rows as there are from b; returns the first row left.
+template <Format F, int B>
+int64_t add_down_shared(const FfnWeights &w, const FfnCall &call, const FfnBatch &batch,
+                        const uint8_t *const *down, int64_t b, Soon &next) {
+    if constexpr (kShare >= B)
+        for (; b + B <= call.rows; b += B) {
+            if (worth_sharing<B>(batch, b))
+                add_down<F, B>(w, call, batch, down, b, next);
+            else
+                for (int i = 0; i < B; i++) add_down<F, 1>(w, call, batch, down, b + i, next);
+        }
+    return b;
+}
+
 template <Format F>
 void finish_batch(const FfnWeights &w, const FfnCall &call, FfnBatch &batch, FfnScratch &s,
                   Soon &next) {
@@ -64,25 +124,13 @@ void finish_batch(const FfnWeights &w, const FfnCall &call, FfnBatch &batch, Ffn
                 float u = s.u[b][i];
                 if (w.up_bias) u += w.up_bias[batch.neuron[i0 + i]];
                 if (w.psi == Psi::relu) u = relu(u);
-                batch.a[b][i0 + i] *= u;
+                const bool kept = batch.mask[i0 + i] >> b & 1;
+                batch.a[b][i0 + i] = kept ? batch.a[b][i0 + i] * u : 0.0f;
             }
     }
-    for (int64_t b = 0; b < call.rows; b++) {
-        const uint8_t *rows[kBatch];
-        float h[kBatch];
-        int live = 0;
-        for (int i = 0; i < batch.count; i++) {
-            if (!(batch.mask[i] >> b & 1) || batch.a[b][i] == 0.0f) continue;
-            h[live] = batch.a[b][i];
-            rows[live++] = down[i];
-        }
-        if (live == 0) continue;
-        const int64_t slot = batch.range * call.rows + b;
-        float *acc = call.partial + slot * call.width;
-        if (call.reads[2 * slot + 1] == 0) __builtin_memset(acc, 0, call.width * sizeof(float));
-        call.reads[2 * slot + 1] += live;
-        axpy<F>(rows, live, h, n, acc, next);
-    }
+    int64_t b = add_down_shared<F, 4>(w, call, batch, down, 0, next);
+    b = add_down_shared<F, 2>(w, call, batch, down, b, next);
+    for (; b < call.rows; b++) add_down<F, 1>(w, call, batch, down, b, next);
     batch.count = 0;
 }
 
@@ -110,12 +158,22 @@ void ffn_ranges_of(const FfnWeights &w, const FfnCall &call, int64_t first, int6
             FfnBatch &before = s.batches[1 - now];
             batch.range = range;
             const int count = static_cast<int>(smaller(kGateRows, end - i0));
-            const uint8_t *rows[kGateRows], *up[kBatch];
+            // Gate rows are wanted again when those of this step are through.
+            const int64_t next_row = i0 + kGateRows < end ? i0 + kGateRows : following * w.range;
+            const uint8_t *gate[kGateRows];
+            int known = 0;
+            for (; known < kGateRows && next_row + known < w.intermediate; known++)
+                gate[known] = row_of(w.gate, next_row + known);
+
+            const uint8_t *rows[kGateRows], *coming[kBatch + kGateRows];
             for (int i = 0; i < count; i++) rows[i] = row_of(w.gate, i0 + i);
-            for (int i = 0; i < before.count; i++) up[i] = row_of(w.up, before.neuron[i]);
-            Soon soon{up, before.count, row_bytes};
+            int expected = 0;
+            for (; expected < before.count; expected++)
+                coming[expected] = row_of(w.up, before.neuron[expected]);
+
+            Soon soon{coming, expected, row_bytes};
             dot_sixteen<F>(rows, count, nullptr, call.inputs, call.rows, n, soon, s.g);
-            soon.fetch(kBatch);
+            soon.fetch(kBatch);    // ups that no gate row asked for
             for (int64_t b = 0; b < call.rows; b++) {
                 if (w.gate_bias)
                     for (int i = 0; i < count; i++) s.g[b][i] += w.gate_bias[i0 + i];
@@ -136,11 +194,6 @@ void ffn_ranges_of(const FfnWeights &w, const FfnCall &call, int64_t first, int6
             }
             if (batch.count < kEnough && i0 + kGateRows < end) continue;
 
-            const int64_t next_row = i0 + kGateRows < end ? i0 + kGateRows : following * w.range;
-            const uint8_t *gate[kGateRows];
-            int known = 0;
-            for (; known < kGateRows && next_row + known < w.intermediate; known++)
-                gate[known] = row_of(w.gate, next_row + known);
             Soon gates{gate, known, row_bytes};
             finish_batch<F>(w, call, before, s, gates);
             now = 1 - now;

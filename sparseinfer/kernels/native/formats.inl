@@ -1,58 +1,71 @@
 // The row loops by format.
 
+template <int N>
+struct Size {
+    static constexpr int value = N;
+};
+
 template <Format F, int B>
-inline void dot(const uint8_t *row, const Input *in, int64_t n, Vec *out) {
+inline void dot(const uint8_t *row, const Input *in, int64_t n, const uint8_t *ahead, Vec *out) {
     if constexpr (F == Format::fp32)
-        dot_plain<float, B>(row, in, n, out);
+        dot_plain<float, B>(row, in, n, ahead, out);
     else if constexpr (F == Format::bf16)
-        dot_plain<bf16, B>(row, in, n, out);
+        dot_plain<bf16, B>(row, in, n, ahead, out);
     else
-        dot_quantised<F, B>(row, in, n, out);
+        dot_quantised<F, B>(row, in, n, ahead, out);
 }
 
-template <Format F, int R>
-inline void axpy_rows(const uint8_t *const *rows, const float *scale, int64_t n, float *acc) {
+template <Format F, int R, int B>
+inline void axpy_rows(const uint8_t *const *rows, const float *const *scale, int64_t n,
+                      const uint8_t *const *ahead, float *const *acc) {
     if constexpr (F == Format::fp32)
-        axpy_plain<float, R>(rows, scale, n, acc);
+        axpy_plain<float, R, B>(rows, scale, n, ahead, acc);
     else if constexpr (F == Format::bf16)
-        axpy_plain<bf16, R>(rows, scale, n, acc);
+        axpy_plain<bf16, R, B>(rows, scale, n, ahead, acc);
     else if constexpr (F == Format::int8)
-        axpy_int8<R>(rows, scale, n, acc);
+        axpy_int8<R, B>(rows, scale, n, ahead, acc);
     else
-        axpy_int4<R>(rows, scale, n, acc);
+        axpy_int4<R, B>(rows, scale, n, ahead, acc);
 }
 
-// Rows that will be read soon: each row that is worked on asks for one of them, so that memory is
-// never idle while there is something to compute.
+// Rows that will be read soon: each row that is worked on asks for one of them.
 struct Soon {
     const uint8_t *const *rows;
     int count;
     int64_t bytes;    // of a row
 
-    void fetch(int rows_now) {
-        for (; rows_now > 0 && count > 0; rows_now--, count--) prefetch(*rows++, bytes);
+    // The next of them; where none is left, a row that needs no asking.
+    const uint8_t *take(const uint8_t *otherwise) {
+        if (count == 0) return otherwise;
+        count--;
+        return *rows++;
+    }
+
+    // Asks for the start of up to `most` of them at once.
+    void fetch(int most) {
+        for (; most > 0 && count > 0; most--, count--) prefetch_start(*rows++, bytes);
     }
 };
 
-// acc += scale[i] * rows[i] for all i, in order; acc in the order of `column_position`.
-template <Format F>
-inline void axpy(const uint8_t *const *rows, int count, const float *scale, int64_t n, float *acc,
-                 Soon &soon) {
+// acc[b] += scale[b][i] * rows[i] for all i, in order, and B accumulators; acc in the order of
+// `column_position`.
+template <Format F, int B>
+inline void axpy(const uint8_t *const *rows, int count, const float *const *scale, int64_t n,
+                 float *const *acc, Soon &soon) {
     int i = 0;
-    for (; i + kAxpyGroup <= count; i += kAxpyGroup) {
-        soon.fetch(kAxpyGroup);
-        axpy_rows<F, kAxpyGroup>(rows + i, scale + i, n, acc);
-    }
-    soon.fetch(count - i);
-    if (i + 4 <= count) {
-        axpy_rows<F, 4>(rows + i, scale + i, n, acc);
-        i += 4;
-    }
-    if (i + 2 <= count) {
-        axpy_rows<F, 2>(rows + i, scale + i, n, acc);
-        i += 2;
-    }
-    if (i < count) axpy_rows<F, 1>(rows + i, scale + i, n, acc);
+    const auto add = [&](auto size) {
+        constexpr int kRows = decltype(size)::value;
+        const uint8_t *ahead[kRows];
+        const float *here[B];
+        for (int r = 0; r < kRows; r++) ahead[r] = soon.take(rows[i + r]);
+        for (int b = 0; b < B; b++) here[b] = scale[b] + i;
+        axpy_rows<F, kRows, B>(rows + i, here, n, ahead, acc);
+        i += kRows;
+    };
+    while (i + kAxpyGroup <= count) add(Size<kAxpyGroup>{});
+    if (i + 4 <= count) add(Size<4>{});
+    if (i + 2 <= count) add(Size<2>{});
+    if (i < count) add(Size<1>{});
 }
 
 // out[b][i] = rows[i] . in[b] for up to 16 rows. `wanted` (or null): bit b of wanted[i] says whether
@@ -66,9 +79,8 @@ inline void dot_sixteen(const uint8_t *const *rows, int count, const uint16_t *w
         for (int i = 0; i < 16; i++) {
             Vec tile[kTile];
             for (int t = 0; t < kTile; t++) tile[t] = zero();
-            soon.fetch(1);
             if (i < count && (!wanted || (wanted[i] >> b & ((1 << kTile) - 1))))
-                dot<F, kTile>(rows[i], in + b, n, tile);
+                dot<F, kTile>(rows[i], in + b, n, soon.take(rows[i]), tile);
             for (int t = 0; t < kTile; t++) parts[t][i] = tile[t];
         }
         for (int t = 0; t < kTile; t++) sums(parts[t], out[b + t]);
@@ -77,9 +89,8 @@ inline void dot_sixteen(const uint8_t *const *rows, int count, const uint16_t *w
         Vec parts[16];
         for (int i = 0; i < 16; i++) {
             parts[i] = zero();
-            soon.fetch(1);
             if (i < count && (!wanted || (wanted[i] >> b & 1)))
-                dot<F, 1>(rows[i], in + b, n, parts + i);
+                dot<F, 1>(rows[i], in + b, n, soon.take(rows[i]), parts + i);
         }
         sums(parts, out[b]);
     }

@@ -8,12 +8,13 @@ void dot_rows_of(const MatrixView &m, const float *bias, const Input *in, int64_
         const uint8_t *rows[16];
         for (int i = 0; i < count; i++) rows[i] = row_of(m, r0 + i);
         float sum[kMaxRows][16];
-        // Rows that follow each other need no asking.
+        // The last rows ask for those of the next chunk.
         const uint8_t *next[16];
+        const int64_t next_row = r0 + 16 < end ? r0 + 16 : following;
         int known = 0;
-        if (r0 + 16 >= end && following >= 0)
-            for (; known < 16 && following + known < m.rows; known++)
-                next[known] = row_of(m, following + known);
+        if (next_row >= 0)
+            for (; known < 16 && next_row + known < m.rows; known++)
+                next[known] = row_of(m, next_row + known);
         Soon soon{next, known, bytes_per_row<F>(m.columns)};
         dot_sixteen<F>(rows, count, nullptr, in, batch, m.columns, soon, sum);
         for (int64_t b = 0; b < batch; b++)
@@ -55,8 +56,9 @@ void sparse_input_range_of(const SparseInputWeights &w, const SparseInputCall &c
             if (reads == 0) __builtin_memset(acc, 0, call.width * sizeof(float));
             reads += live;
             Soon ahead{rows, live, bytes};
-            ahead.fetch(kAxpyGroup);
-            axpy<F>(rows, live, scale, outputs, acc, ahead);
+            ahead.fetch(kAxpyGroup);    // the others are asked for while these are added
+            const float *scales = scale;
+            axpy<F, 1>(rows, live, &scales, outputs, &acc, ahead);
         }
     }
 }

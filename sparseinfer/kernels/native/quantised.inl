@@ -77,42 +77,72 @@ inline void view_quantised(int64_t columns, void *memory, Input *in) {
     in->scale = reinterpret_cast<float *>(at);
 }
 
+// One group: its scale and offset, and its integers as hi, lo and x16. The vector form gives the
+// same bits as the plain one.
+template <Format F>
+inline void quantise_group(const float *values, int64_t g, Input *in) {
+    Vec peak = zero(), spoil = zero();
+    for (int i = 0; i < kGroup; i += kWidth) {
+        peak = larger(peak, magnitude(load(values + i)));
+        spoil = fma(load(values + i), zero(), spoil);
+    }
+    float lanes[kWidth], most = 0.0f;
+    store(lanes, peak);
+    for (int i = 0; i < kWidth; i++) most = lanes[i] > most ? lanes[i] : most;
+    // NaN and infinity must reach the output, and integers cannot carry them: the scale does.
+    const float poison = sum(spoil);
+    const float factor = most > 1e-30f && poison == 0.0f ? kInputLevels<F> / most : 0.0f;
+    in->scale[g] = (most > 1e-30f ? most / kInputLevels<F> : 0.0f) + poison;
+    const int64_t at = g * kGroup;
+    int32_t total = 0;
+#if defined(__AVX512F__)
+    __m512i sums = _mm512_setzero_si512();
+    for (int i = 0; i < kGroup; i += 16) {
+        const Vec v = poison == 0.0f ? load(values + i) : zero();
+        const __m512i q = _mm512_cvtps_epi32(mul(v, splat(factor)));    // to nearest, ties to even
+        sums = _mm512_add_epi32(sums, q);
+        if (F == Format::int4) {
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(in->hi + at + i),
+                             _mm512_cvtepi32_epi8(q));
+            continue;
+        }
+        const __m512i high =
+            _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(in->hi + at + i), _mm512_cvtepi32_epi8(high));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(in->lo + at + i),
+                         _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(high, 8))));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(in->x16 + at + i),
+                            _mm512_cvtepi32_epi16(q));
+    }
+    total = _mm512_reduce_add_epi32(sums);
+#else
+    for (int j = 0; j < kGroup; j++) {
+        const float scaled = poison == 0.0f ? values[j] * factor : 0.0f;
+        // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, on every machine.
+        const float shifted = scaled + 12582912.0f;
+        int32_t bits;
+        __builtin_memcpy(&bits, &shifted, 4);
+        const int32_t q = (bits & 0x7fffff) - 0x400000;
+        const int32_t high = F == Format::int4 ? q : (q + 128) >> 8;
+        in->hi[at + j] = static_cast<int8_t>(high);
+        if (F == Format::int8) {
+            in->lo[at + j] = static_cast<int8_t>(q - high * 256);
+            in->x16[at + j] = static_cast<int16_t>(q);
+        }
+        total += q;
+    }
+#endif
+    in->offset[g] = in->scale[g] * static_cast<float>(-kZeroPoint<F> * total);
+}
+
 template <Format F>
 void quantise_input(const float *x, int64_t columns, Input *in) {
-    const int64_t groups = groups_of(columns);
-    for (int64_t g = 0; g < groups; g++) {
-        const int64_t first_column = g * kGroup;
-        const int64_t count = smaller(kGroup, columns - first_column);
+    const int64_t groups = groups_of(columns), whole = columns / kGroup;
+    for (int64_t g = 0; g < whole; g++) quantise_group<F>(x + g * kGroup, g, in);
+    for (int64_t g = whole; g < groups; g++) {
         float values[kGroup] = {};
-        for (int64_t i = 0; i < count; i++) values[i] = x[first_column + i];
-        Vec peak = zero();
-        for (int i = 0; i < kGroup; i += kWidth) peak = larger(peak, magnitude(load(values + i)));
-        float lanes[kWidth], most = 0.0f;
-        store(lanes, peak);
-        for (int i = 0; i < kWidth; i++) most = lanes[i] > most ? lanes[i] : most;
-        // NaN and infinity must reach the output, and integers cannot carry them: the scale does.
-        float poison = 0.0f;
-        for (int i = 0; i < kGroup; i++) poison += values[i] * 0.0f;
-        const float factor = most > 1e-30f ? kInputLevels<F> / most : 0.0f;
-        in->scale[g] = (most > 1e-30f ? most / kInputLevels<F> : 0.0f) + poison;
-        int32_t sum16 = 0;
-        for (int j = 0; j < kGroup; j++) {
-            const float scaled = poison == 0.0f ? values[j] * factor : 0.0f;
-            // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, on every machine.
-            const float shifted = scaled + 12582912.0f;
-            int32_t bits;
-            __builtin_memcpy(&bits, &shifted, 4);
-            const int32_t q = (bits & 0x7fffff) - 0x400000;
-            const int32_t high = F == Format::int4 ? q : (q + 128) >> 8;
-            const int64_t k = first_column + j;
-            in->hi[k] = static_cast<int8_t>(high);
-            if (F == Format::int8) {
-                in->lo[k] = static_cast<int8_t>(q - high * 256);
-                in->x16[k] = static_cast<int16_t>(q);
-            }
-            sum16 += q;
-        }
-        in->offset[g] = in->scale[g] * static_cast<float>(-kZeroPoint<F> * sum16);
+        for (int64_t i = g * kGroup; i < columns; i++) values[i - g * kGroup] = x[i];
+        quantise_group<F>(values, g, in);
     }
     for (int64_t g = groups; g < (groups + 15) / 16 * 16; g++)
         in->scale[g] = in->offset[g] = 0.0f;
@@ -185,10 +215,13 @@ inline void dot_last(const uint8_t *codes, const Input *in, int64_t at, const Ve
 }
 
 template <Format F, int B>
-inline void dot_quantised(const uint8_t *row, const Input *in, int64_t columns, Vec *out) {
+inline void dot_quantised(const uint8_t *row, const Input *in, int64_t columns,
+                          const uint8_t *ahead, Vec *out) {
     constexpr int64_t kBytes = F == Format::int8 ? kGroup : kGroup / 2;    // codes of a group
     const int64_t groups = groups_of(columns);
     const uint8_t *codes = row + 2 * groups;
+    for (int64_t i = 0; i < 2 * groups; i += kLine) prefetch(ahead + i);
+    ahead += 2 * groups;
     Vec acc[B][2], offset[B], scales[B];
 #pragma GCC unroll 4
     for (int b = 0; b < B; b++) acc[b][0] = acc[b][1] = offset[b] = zero();
@@ -202,8 +235,11 @@ inline void dot_quantised(const uint8_t *row, const Input *in, int64_t columns, 
             offset[b] = fma(stored, load(in[b].offset + g), offset[b]);
         }
 #pragma GCC unroll 4
-        for (int p = 0; p < 8; p += 2)
-            dot_pairs<F, B>(codes + (g + 2 * p) * kBytes, in, (g + 2 * p) * kGroup, scales, p, acc);
+        for (int p = 0; p < 8; p += 2) {
+            const int64_t at = (g + 2 * p) * kBytes;
+            for (int64_t i = 0; i < 4 * kBytes; i += kLine) prefetch(ahead + at + i);
+            dot_pairs<F, B>(codes + at, in, (g + 2 * p) * kGroup, scales, p, acc);
+        }
     }
     if (g < groups) {
         const int pairs = static_cast<int>(groups - g) / 2;
@@ -215,6 +251,7 @@ inline void dot_quantised(const uint8_t *row, const Input *in, int64_t columns, 
             scales[b] = mul(stored, load(in[b].scale + g));
             offset[b] = fma(stored, load(in[b].offset + g), offset[b]);
         }
+        for (int64_t i = 0; i < 2 * pairs * kBytes; i += kLine) prefetch(ahead + g * kBytes + i);
         int p = 0;
         for (; p + 2 <= pairs; p += 2)
             dot_pairs<F, B>(codes + (g + 2 * p) * kBytes, in, (g + 2 * p) * kGroup, scales, p, acc);
@@ -288,15 +325,18 @@ inline int32_t dot_group(const uint8_t *codes, int64_t g, int64_t groups, const 
 #endif
 
 template <Format F, int B>
-inline void dot_quantised(const uint8_t *row, const Input *in, int64_t columns, Vec *out) {
+inline void dot_quantised(const uint8_t *row, const Input *in, int64_t columns,
+                          const uint8_t *ahead, Vec *out) {
     const int64_t groups = groups_of(columns);
     const uint8_t *codes = row + 2 * groups;
+    const int64_t fetched = bytes_per_row<F>(columns), every = (fetched / groups + 1) * 16;
     for (int b = 0; b < B; b++) {
 #if defined(__AVX2__)
         __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
 #endif
         float total = 0.0f;    // here: of what the zero point of unsigned codes adds
         for (int64_t g0 = 0; g0 < groups; g0 += 16) {
+            for (int64_t i = 0; i < every; i += kLine) prefetch(ahead + g0 / 16 * every + i);
             float scales[16];
             load_scales(row + 2 * g0, scales);
             const int64_t end = smaller(16, groups - g0);
@@ -324,40 +364,57 @@ inline void dot_quantised(const uint8_t *row, const Input *in, int64_t columns, 
 
 #endif
 
-// factors[r][i] = scale[r] * stored scale g + i of row r
-template <int R>
-inline void row_factors(const uint8_t *const *rows, int64_t g, const float *scale,
-                        float (*factors)[16]) {
+// factors[b][r][i] = scale[b][r] * stored scale g + i of row r
+template <int R, int B>
+inline void row_factors(const uint8_t *const *rows, int64_t g, const float *const *scale,
+                        float (*factors)[R][16]) {
     for (int r = 0; r < R; r++) {
-        load_scales(rows[r] + 2 * g, factors[r]);
-        const Vec s = splat(scale[r]);
-        for (int i = 0; i < 16; i += kWidth)
-            store(factors[r] + i, mul(load(factors[r] + i), s));
+        alignas(64) float stored[16];
+        load_scales(rows[r] + 2 * g, stored);
+        for (int b = 0; b < B; b++) {
+            const Vec s = splat(scale[b][r]);
+            for (int i = 0; i < 16; i += kWidth)
+                store(factors[b][r] + i, mul(load(stored + i), s));
+        }
     }
 }
 
-template <int R>
-inline void axpy_int8(const uint8_t *const *rows, const float *scale, int64_t columns, float *acc) {
+template <int R, int B>
+inline void axpy_int8(const uint8_t *const *rows, const float *const *scale, int64_t columns,
+                      const uint8_t *const *ahead, float *const *acc) {
+    constexpr int kVecs = kGroup / kWidth;
     const int64_t groups = groups_of(columns);
     for (int64_t g0 = 0; g0 < groups; g0 += 16) {
-        alignas(64) float factors[R][16];
-        row_factors<R>(rows, g0, scale, factors);
+        alignas(64) float factors[B][R][16];
+        row_factors<R, B>(rows, g0, scale, factors);
+        for (int r = 0; r < R; r++) prefetch(ahead[r] + 2 * g0);
         const int64_t end = smaller(16, groups - g0);
         for (int64_t i = 0; i < end; i++) {
             const int64_t at = (g0 + i) * kGroup;
-            Vec v[kGroup / kWidth];
+            if (i % 2 == 0)
+                for (int r = 0; r < R; r++) prefetch(ahead[r] + 2 * groups + at);
+            Vec v[B][kVecs];
 #pragma GCC unroll 8
-            for (int j = 0; j < kGroup / kWidth; j++) v[j] = load(acc + at + j * kWidth);
+            for (int b = 0; b < B; b++)
+#pragma GCC unroll 8
+                for (int j = 0; j < kVecs; j++) v[b][j] = load(acc[b] + at + j * kWidth);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 const int8_t *codes = reinterpret_cast<const int8_t *>(rows[r]) + 2 * groups + at;
-                const Vec s = splat(factors[r][i]);
+                Vec w[kVecs];
 #pragma GCC unroll 8
-                for (int j = 0; j < kGroup / kWidth; j++)
-                    v[j] = fma(load(codes + j * kWidth), s, v[j]);
+                for (int j = 0; j < kVecs; j++) w[j] = load(codes + j * kWidth);
+#pragma GCC unroll 8
+                for (int b = 0; b < B; b++) {
+                    const Vec s = splat(factors[b][r][i]);
+#pragma GCC unroll 8
+                    for (int j = 0; j < kVecs; j++) v[b][j] = fma(w[j], s, v[b][j]);
+                }
             }
 #pragma GCC unroll 8
-            for (int j = 0; j < kGroup / kWidth; j++) store(acc + at + j * kWidth, v[j]);
+            for (int b = 0; b < B; b++)
+#pragma GCC unroll 8
+                for (int j = 0; j < kVecs; j++) store(acc[b] + at + j * kWidth, v[b][j]);
         }
     }
 }
@@ -408,67 +465,94 @@ inline void axpy_words8(const uint8_t *const *codes, const float *low, const flo
 #endif
 
 #if defined(__AVX512F__)
-// As axpy_words8 for 16 words. A permutation of a table of 16 floats looks at the low 4 bits of
-// each index only: it turns codes into floats with no mask and no conversion.
-template <int R>
-inline void axpy_words16(const uint8_t *const *codes, const float (*factors)[16], int pair,
-                         float *acc) {
+// As axpy_words8 for 16 words and B accumulators. A permutation of a table of 16 floats looks at
+// the low 4 bits of each index only: it turns codes into floats with no mask and no conversion.
+template <int R, int B>
+inline void axpy_words16(const uint8_t *const *codes, const float (*factors)[R][16], int pair,
+                         float *const *acc, int64_t at) {
     const Vec table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    const __m512i low = pair_index(pair), high = pair_index(pair + 1);
-    Vec v[8];
+    const __m512i index[2] = {pair_index(pair), pair_index(pair + 1)};
+    // Even k take the first scales, odd ones the second: apart where registers do not suffice.
+    constexpr int kPasses = B == 1 ? 1 : 2;
+#pragma GCC unroll 2
+    for (int pass = 0; pass < kPasses; pass++) {
+        Vec v[B][8 / kPasses];
 #pragma GCC unroll 8
-    for (int k = 0; k < 8; k++) v[k] = load(acc + k * 16);
+        for (int b = 0; b < B; b++)
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-        const __m512i word = _mm512_loadu_si512(codes[r]);
-        const Vec f = load(factors[r]);
-        const Vec s[2] = {_mm512_permutexvar_ps(low, f), _mm512_permutexvar_ps(high, f)};
+            for (int k = 0; k < 8 / kPasses; k++)
+                v[b][k] = load(acc[b] + at + (k * kPasses + pass) * 16);
 #pragma GCC unroll 8
-        for (int k = 0; k < 8; k++)
-            v[k] = fma(_mm512_permutexvar_ps(_mm512_srli_epi32(word, 4 * k), table), s[k & 1],
-                       v[k]);
+        for (int r = 0; r < R; r++) {
+            const __m512i word = _mm512_loadu_si512(codes[r]);
+            Vec w[8 / kPasses];
+#pragma GCC unroll 8
+            for (int k = 0; k < 8 / kPasses; k++)
+                w[k] = _mm512_permutexvar_ps(_mm512_srli_epi32(word, 4 * (k * kPasses + pass)),
+                                             table);
+#pragma GCC unroll 8
+            for (int b = 0; b < B; b++) {
+                const Vec f = load(factors[b][r]);
+                Vec s[2];
+                s[0] = _mm512_permutexvar_ps(index[pass], f);
+                s[1] = kPasses == 1 ? _mm512_permutexvar_ps(index[1], f) : s[0];
+#pragma GCC unroll 8
+                for (int k = 0; k < 8 / kPasses; k++) v[b][k] = fma(w[k], s[k & 1], v[b][k]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int b = 0; b < B; b++)
+#pragma GCC unroll 8
+            for (int k = 0; k < 8 / kPasses; k++)
+                store(acc[b] + at + (k * kPasses + pass) * 16, v[b][k]);
     }
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; k++) store(acc + k * 16, v[k]);
 }
 #endif
 
-template <int R>
-inline void axpy_int4(const uint8_t *const *rows, const float *scale, int64_t columns, float *acc) {
+template <int R, int B>
+inline void axpy_int4(const uint8_t *const *rows, const float *const *scale, int64_t columns,
+                      const uint8_t *const *ahead, float *const *acc) {
     const int64_t groups = groups_of(columns);
     for (int64_t g0 = 0; g0 < groups; g0 += 16) {
-        alignas(64) float factors[R][16];
-        row_factors<R>(rows, g0, scale, factors);
+        alignas(64) float factors[B][R][16];
+        row_factors<R, B>(rows, g0, scale, factors);
+        for (int r = 0; r < R; r++) prefetch(ahead[r] + 2 * g0);
         const int64_t end = smaller(16, groups - g0);
         int64_t i = 0;
         for (; i + 4 <= end; i += 4) {
             const uint8_t *codes[R];
-            for (int r = 0; r < R; r++) codes[r] = rows[r] + 2 * groups + (g0 + i) * 16;
-            float *out = acc + (g0 + i) * kGroup;
-#if defined(__AVX512F__)
-            axpy_words16<R>(codes, factors, static_cast<int>(i) / 2, out);
-#else
-            for (int half = 0; half < 2; half++) {
-                float low[R], high[R];
-                const uint8_t *part[R];
-                for (int r = 0; r < R; r++) {
-                    low[r] = factors[r][i + half];
-                    high[r] = factors[r][i + 2 + half];
-                    part[r] = codes[r] + 32 * half;
-                }
-                axpy_words8<R>(part, low, high, out + 8 * half, 16);
+            for (int r = 0; r < R; r++) {
+                codes[r] = rows[r] + 2 * groups + (g0 + i) * 16;
+                prefetch(ahead[r] + 2 * groups + (g0 + i) * 16);
             }
+            const int64_t at = (g0 + i) * kGroup;
+#if defined(__AVX512F__)
+            axpy_words16<R, B>(codes, factors, static_cast<int>(i) / 2, acc, at);
+#else
+            for (int b = 0; b < B; b++)
+                for (int half = 0; half < 2; half++) {
+                    float low[R], high[R];
+                    const uint8_t *part[R];
+                    for (int r = 0; r < R; r++) {
+                        low[r] = factors[b][r][i + half];
+                        high[r] = factors[b][r][i + 2 + half];
+                        part[r] = codes[r] + 32 * half;
+                    }
+                    axpy_words8<R>(part, low, high, acc[b] + at + 8 * half, 16);
+                }
 #endif
         }
         if (i < end) {
             const uint8_t *codes[R];
-            float low[R], high[R];
-            for (int r = 0; r < R; r++) {
-                codes[r] = rows[r] + 2 * groups + (g0 + i) * 16;
-                low[r] = factors[r][i];
-                high[r] = factors[r][i + 1];
+            for (int r = 0; r < R; r++) codes[r] = rows[r] + 2 * groups + (g0 + i) * 16;
+            for (int b = 0; b < B; b++) {
+                float low[R], high[R];
+                for (int r = 0; r < R; r++) {
+                    low[r] = factors[b][r][i];
+                    high[r] = factors[b][r][i + 1];
+                }
+                axpy_words8<R>(codes, low, high, acc[b] + (g0 + i) * kGroup, 8);
             }
-            axpy_words8<R>(codes, low, high, acc + (g0 + i) * kGroup, 8);
         }
     }
 }
