@@ -125,7 +125,7 @@ void attend_of(const AttentionHead &h) {
             parts[i] = zero();
             if (i < rows)
                 dot<F, 1>(reinterpret_cast<const uint8_t *>(keys + (t0 + i) * n), &query, n,
-                          reinterpret_cast<const uint8_t *>(keys + (t0 + i) * n), parts + i);
+                          nullptr, parts + i);
         }
         float *scores = h.scores + t0;
         sums(parts, scores);

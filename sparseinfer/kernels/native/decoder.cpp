@@ -6,6 +6,7 @@
 #include "arena.h"
 #include "gated_ffn.h"
 #include "linear.h"
+#include "openmp.h"
 
 namespace sparseinfer {
 namespace {
@@ -58,6 +59,7 @@ void Decoder::step(const TokenRow *rows, int64_t count, const float *cos, const 
                    int64_t first_logits, float *logits, int32_t *counts) {
     const int64_t hidden = model_.head.columns, threads = pool_->threads();
     const int64_t q = model_.heads * model_.head_dim;
+    rest_openmp();    // of the prompt before
     const auto lock = pool_->exclusive();
     Work work{};
     work.rows = rows;

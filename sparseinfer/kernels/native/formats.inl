@@ -34,9 +34,9 @@ struct Soon {
     int count;
     int64_t bytes;    // of a row
 
-    // The next of them; where none is left, a row that needs no asking.
-    const uint8_t *take(const uint8_t *otherwise) {
-        if (count == 0) return otherwise;
+    // The next of them, or null.
+    const uint8_t *take() {
+        if (count == 0) return nullptr;
         count--;
         return *rows++;
     }
@@ -57,7 +57,10 @@ inline void axpy(const uint8_t *const *rows, int count, const float *const *scal
         constexpr int kRows = decltype(size)::value;
         const uint8_t *ahead[kRows];
         const float *here[B];
-        for (int r = 0; r < kRows; r++) ahead[r] = soon.take(rows[i + r]);
+        for (int r = 0; r < kRows; r++) {
+            ahead[r] = soon.take();
+            if (!ahead[r]) ahead[r] = r == 0 ? nullptr : rows[i + r];    // all or none
+        }
         for (int b = 0; b < B; b++) here[b] = scale[b] + i;
         axpy_rows<F, kRows, B>(rows + i, here, n, ahead, acc);
         i += kRows;
@@ -80,7 +83,7 @@ inline void dot_sixteen(const uint8_t *const *rows, int count, const uint16_t *w
             Vec tile[kTile];
             for (int t = 0; t < kTile; t++) tile[t] = zero();
             if (i < count && (!wanted || (wanted[i] >> b & ((1 << kTile) - 1))))
-                dot<F, kTile>(rows[i], in + b, n, soon.take(rows[i]), tile);
+                dot<F, kTile>(rows[i], in + b, n, soon.take(), tile);
             for (int t = 0; t < kTile; t++) parts[t][i] = tile[t];
         }
         for (int t = 0; t < kTile; t++) sums(parts[t], out[b + t]);
@@ -90,7 +93,7 @@ inline void dot_sixteen(const uint8_t *const *rows, int count, const uint16_t *w
         for (int i = 0; i < 16; i++) {
             parts[i] = zero();
             if (i < count && (!wanted || (wanted[i] >> b & 1)))
-                dot<F, 1>(rows[i], in + b, n, soon.take(rows[i]), parts + i);
+                dot<F, 1>(rows[i], in + b, n, soon.take(), parts + i);
         }
         sums(parts, out[b]);
     }

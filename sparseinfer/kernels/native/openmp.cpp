@@ -12,14 +12,20 @@ namespace {
 // What a compiler makes of `#pragma omp parallel`; part of libgomp's binary interface since GCC 4.9.
 using Parallel = void (*)(void (*)(void *), void *, unsigned threads, unsigned flags);
 
-Parallel find_parallel() {
+// omp_pause_resource_all of OpenMP 5.0; 1 is omp_pause_soft, which keeps settings.
+using Pause = int (*)(int kind);
+
+template <class Function>
+Function find(const char *name) {
 #if __has_include(<dlfcn.h>)
     // torch loads its runtime with global symbols.
-    return reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
 #else
     return nullptr;
 #endif
 }
+
+thread_local bool awake = false;
 
 struct Job {
     void (*body)(const void *, int64_t);
@@ -32,8 +38,9 @@ struct Job {
 
 bool run_on_openmp(int64_t threads, int64_t chunks, void (*body)(const void *ctx, int64_t chunk),
                    const void *ctx) {
-    static const Parallel parallel = find_parallel();
+    static const Parallel parallel = find<Parallel>("GOMP_parallel");
     if (!parallel) return false;
+    awake = true;
     Job job{body, ctx, chunks, {0}};
     parallel(
         [](void *data) {
@@ -43,6 +50,12 @@ bool run_on_openmp(int64_t threads, int64_t chunks, void (*body)(const void *ctx
         },
         &job, static_cast<unsigned>(threads < chunks ? threads : chunks), 0);
     return true;
+}
+
+void rest_openmp() {
+    static const Pause pause = find<Pause>("omp_pause_resource_all");
+    if (awake && pause) pause(1);
+    awake = false;
 }
 
 }  // namespace sparseinfer

@@ -176,32 +176,43 @@ inline Vec dot_pair(__m512i codes, const Input &in, int64_t at, Vec scales, int 
     return fma(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(pair_index(p), scales), acc);
 }
 
+// Scales of 16 groups for the first and the second of two pairs: int4 codes of the second stay in
+// the high halves of their bytes, which is exact and saves a shift.
+template <Format F, int B>
+inline void fill_scales(Vec stored, const Input *in, int64_t g, Vec (*scales)[2], Vec *offset) {
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++) {
+        scales[b][0] = mul(stored, load(in[b].scale + g));
+        scales[b][1] = F == Format::int4 ? mul(scales[b][0], splat(0.0625f)) : scales[b][0];
+        offset[b] = fma(stored, load(in[b].offset + g), offset[b]);
+    }
+}
+
 // Two pairs, p and p + 1, whose codes begin at `codes`.
 template <Format F, int B>
-inline void dot_pairs(const uint8_t *codes, const Input *in, int64_t at, const Vec *scales, int p,
-                      Vec (*acc)[2]) {
+inline void dot_pairs(const uint8_t *codes, const Input *in, int64_t at, const Vec (*scales)[2],
+                      int p, Vec (*acc)[2]) {
     __m512i w0, w1;
     if constexpr (F == Format::int8) {
         const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
         w0 = _mm512_xor_si512(_mm512_loadu_si512(codes), flip);
         w1 = _mm512_xor_si512(_mm512_loadu_si512(codes + 64), flip);
     } else {
-        const __m512i low = _mm512_set1_epi8(15);
         const __m512i v = _mm512_loadu_si512(codes);
-        w0 = _mm512_and_si512(v, low);
-        w1 = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+        w0 = _mm512_and_si512(v, _mm512_set1_epi8(15));
+        w1 = _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(0xf0)));    // 16 * code
     }
 #pragma GCC unroll 4
     for (int b = 0; b < B; b++) {
-        acc[b][0] = dot_pair<F>(w0, in[b], at, scales[b], p, acc[b][0]);
-        acc[b][1] = dot_pair<F>(w1, in[b], at + 64, scales[b], p + 1, acc[b][1]);
+        acc[b][0] = dot_pair<F>(w0, in[b], at, scales[b][0], p, acc[b][0]);
+        acc[b][1] = dot_pair<F>(w1, in[b], at + 64, scales[b][1], p + 1, acc[b][1]);
     }
 }
 
 // The pair that has no second one.
 template <Format F, int B>
-inline void dot_last(const uint8_t *codes, const Input *in, int64_t at, const Vec *scales, int p,
-                     Vec (*acc)[2]) {
+inline void dot_last(const uint8_t *codes, const Input *in, int64_t at, const Vec (*scales)[2],
+                     int p, Vec (*acc)[2]) {
     __m512i w;
     if constexpr (F == Format::int8) {
         w = _mm512_xor_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(static_cast<char>(0x80)));
@@ -211,7 +222,7 @@ inline void dot_last(const uint8_t *codes, const Input *in, int64_t at, const Ve
         w = _mm512_and_si512(w, _mm512_set1_epi8(15));
     }
 #pragma GCC unroll 4
-    for (int b = 0; b < B; b++) acc[b][0] = dot_pair<F>(w, in[b], at, scales[b], p, acc[b][0]);
+    for (int b = 0; b < B; b++) acc[b][0] = dot_pair<F>(w, in[b], at, scales[b][0], p, acc[b][0]);
 }
 
 template <Format F, int B>
@@ -220,38 +231,31 @@ inline void dot_quantised(const uint8_t *row, const Input *in, int64_t columns,
     constexpr int64_t kBytes = F == Format::int8 ? kGroup : kGroup / 2;    // codes of a group
     const int64_t groups = groups_of(columns);
     const uint8_t *codes = row + 2 * groups;
-    for (int64_t i = 0; i < 2 * groups; i += kLine) prefetch(ahead + i);
-    ahead += 2 * groups;
-    Vec acc[B][2], offset[B], scales[B];
+    constexpr int64_t kBlock = 16 * (2 + kBytes);    // of a row, scales and codes
+    Vec acc[B][2], offset[B], scales[B][2];
 #pragma GCC unroll 4
     for (int b = 0; b < B; b++) acc[b][0] = acc[b][1] = offset[b] = zero();
     int64_t g = 0;
     for (; g + 16 <= groups; g += 16) {
         const Vec stored =
             _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(row + 2 * g)));
+        fill_scales<F, B>(stored, in, g, scales, offset);
 #pragma GCC unroll 4
-        for (int b = 0; b < B; b++) {
-            scales[b] = mul(stored, load(in[b].scale + g));
-            offset[b] = fma(stored, load(in[b].offset + g), offset[b]);
-        }
-#pragma GCC unroll 4
-        for (int p = 0; p < 8; p += 2) {
-            const int64_t at = (g + 2 * p) * kBytes;
-            for (int64_t i = 0; i < 4 * kBytes; i += kLine) prefetch(ahead + at + i);
-            dot_pairs<F, B>(codes + at, in, (g + 2 * p) * kGroup, scales, p, acc);
-        }
+        for (int p = 0; p < 8; p += 2)
+            dot_pairs<F, B>(codes + (g + 2 * p) * kBytes, in, (g + 2 * p) * kGroup, scales, p, acc);
+        if (!ahead) continue;
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kBlock; i += kLine) prefetch(ahead + i);
+        ahead += kBlock;
     }
     if (g < groups) {
         const int pairs = static_cast<int>(groups - g) / 2;
         // What lies behind the last scale is codes, which must not be taken for scales.
         const __m256i bits = _mm256_maskz_loadu_epi16(first(2 * pairs), row + 2 * g);
         const Vec stored = _mm512_cvtph_ps(bits);
-#pragma GCC unroll 4
-        for (int b = 0; b < B; b++) {
-            scales[b] = mul(stored, load(in[b].scale + g));
-            offset[b] = fma(stored, load(in[b].offset + g), offset[b]);
-        }
-        for (int64_t i = 0; i < 2 * pairs * kBytes; i += kLine) prefetch(ahead + g * kBytes + i);
+        fill_scales<F, B>(stored, in, g, scales, offset);
+        if (ahead)
+            for (int64_t i = 0; i < (groups - g) * (2 + kBytes); i += kLine) prefetch(ahead + i);
         int p = 0;
         for (; p + 2 <= pairs; p += 2)
             dot_pairs<F, B>(codes + (g + 2 * p) * kBytes, in, (g + 2 * p) * kGroup, scales, p, acc);
@@ -336,7 +340,8 @@ inline void dot_quantised(const uint8_t *row, const Input *in, int64_t columns,
 #endif
         float total = 0.0f;    // here: of what the zero point of unsigned codes adds
         for (int64_t g0 = 0; g0 < groups; g0 += 16) {
-            for (int64_t i = 0; i < every; i += kLine) prefetch(ahead + g0 / 16 * every + i);
+            if (ahead)
+                for (int64_t i = 0; i < every; i += kLine) prefetch(ahead + g0 / 16 * every + i);
             float scales[16];
             load_scales(row + 2 * g0, scales);
             const int64_t end = smaller(16, groups - g0);
@@ -387,11 +392,12 @@ inline void axpy_int8(const uint8_t *const *rows, const float *const *scale, int
     for (int64_t g0 = 0; g0 < groups; g0 += 16) {
         alignas(64) float factors[B][R][16];
         row_factors<R, B>(rows, g0, scale, factors);
-        for (int r = 0; r < R; r++) prefetch(ahead[r] + 2 * g0);
+        if (*ahead)
+            for (int r = 0; r < R; r++) prefetch(ahead[r] + 2 * g0);
         const int64_t end = smaller(16, groups - g0);
         for (int64_t i = 0; i < end; i++) {
             const int64_t at = (g0 + i) * kGroup;
-            if (i % 2 == 0)
+            if (i % 2 == 0 && *ahead)
                 for (int r = 0; r < R; r++) prefetch(ahead[r] + 2 * groups + at);
             Vec v[B][kVecs];
 #pragma GCC unroll 8
@@ -516,15 +522,15 @@ inline void axpy_int4(const uint8_t *const *rows, const float *const *scale, int
     for (int64_t g0 = 0; g0 < groups; g0 += 16) {
         alignas(64) float factors[B][R][16];
         row_factors<R, B>(rows, g0, scale, factors);
-        for (int r = 0; r < R; r++) prefetch(ahead[r] + 2 * g0);
+        if (*ahead)
+            for (int r = 0; r < R; r++) prefetch(ahead[r] + 2 * g0);
         const int64_t end = smaller(16, groups - g0);
         int64_t i = 0;
         for (; i + 4 <= end; i += 4) {
             const uint8_t *codes[R];
-            for (int r = 0; r < R; r++) {
-                codes[r] = rows[r] + 2 * groups + (g0 + i) * 16;
-                prefetch(ahead[r] + 2 * groups + (g0 + i) * 16);
-            }
+            for (int r = 0; r < R; r++) codes[r] = rows[r] + 2 * groups + (g0 + i) * 16;
+            if (*ahead)
+                for (int r = 0; r < R; r++) prefetch(ahead[r] + 2 * groups + (g0 + i) * 16);
             const int64_t at = (g0 + i) * kGroup;
 #if defined(__AVX512F__)
             axpy_words16<R, B>(codes, factors, static_cast<int>(i) / 2, acc, at);

@@ -14,7 +14,7 @@ constexpr int kAxpyGroup = 8;    // rows per pass over the accumulators
 
 // Memory works while the processor computes only if it is asked in time, and evenly: each cache
 // line of a row that is worked on asks for the line at the same place of a row that is needed
-// later, its `ahead`. Asking for a whole row at once holds up the loads of the row at hand
+// later, its `ahead` (or null). Asking for a whole row at once holds up the loads of the row at hand
 // (measured at rows of 8 KiB: 25 GB/s in place of 36). Into the second-level cache: the first one
 // is too small to wait in.
 constexpr int64_t kLine = 64;
@@ -40,8 +40,9 @@ inline void dot_plain(const uint8_t *bytes, const Input *in, int64_t n, const ui
         for (int c = 0; c < kChains; c++) chain[b][c] = zero();
     int64_t k = 0;
     for (; k + kStep <= n; k += kStep) {
-        for (int64_t i = 0; i < kStep * static_cast<int64_t>(sizeof(T)); i += kLine)
-            prefetch(ahead + k * sizeof(T) + i);
+        if (ahead)
+            for (int64_t i = 0; i < kStep * static_cast<int64_t>(sizeof(T)); i += kLine)
+                prefetch(ahead + k * sizeof(T) + i);
         for (int c = 0; c < kChains; c++) {
             const Vec w = load(row + k + c * kWidth);
             for (int b = 0; b < B; b++)
@@ -81,7 +82,7 @@ inline void axpy_plain(const uint8_t *const *bytes, const float *const *scale, i
     }
     int64_t k = 0;
     for (; k + kWidth <= n; k += kWidth) {
-        if (k % kBlock == 0)
+        if (k % kBlock == 0 && *ahead)
             for (int r = 0; r < R; r++) prefetch(ahead[r] + k * sizeof(T));
         Vec v[B];
         for (int b = 0; b < B; b++) v[b] = load(acc[b] + k);
