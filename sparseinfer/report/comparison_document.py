@@ -7,7 +7,7 @@ from typing import Literal
 
 from sparseinfer.report.cells import Cell, byte_count, count, percent, plain, ratio
 from sparseinfer.report.comparison import ComparisonPoint, ComparisonReport, TargetKind
-from sparseinfer.report.document import Block, Document, Figure, Gallery, Section, table
+from sparseinfer.report.document import Block, Document, Figure, Section, gallery, table
 from sparseinfer.report.parts import Measurement, TaskResult
 from sparseinfer.report.scatter import Point, Series, scatter, scatter_legend
 from sparseinfer.report.search_section import search_section
@@ -102,7 +102,7 @@ def _text_section(report: ComparisonReport, text: str) -> Section:
     if series:
         drawn = _draw(title, "perplexity / dense", series, level=1.0, best="low")
         figure = Figure(title, drawn, scatter_legend(series), _NOTE)
-        blocks = (Gallery((figure,)), *blocks)
+        blocks = (*gallery([figure]), *blocks)
     return Section(f"Quality on {text}", blocks if rows else ())
 
 
@@ -162,7 +162,7 @@ def _task_section(report: ComparisonReport) -> Section:
         "method", "target", "of", "task", "metric", "value ± standard error", "few-shot examples",
         "examples",
     )  # fmt: skip
-    return Section("Tasks", (Gallery(tuple(figures)), table("Tasks", columns, rows)))
+    return Section("Tasks", (*gallery(figures), table("Tasks", columns, rows)))
 
 
 def _task(point: ComparisonPoint, key: tuple[str, str]) -> TaskResult | None:

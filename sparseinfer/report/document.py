@@ -53,6 +53,11 @@ class Gallery:
     figures: tuple[Figure, ...]
 
 
+def gallery(figures: Sequence[Figure]) -> tuple[Gallery, ...]:
+    """Nothing where there is nothing to show."""
+    return (Gallery(tuple(figures)),) if figures else ()
+
+
 Block = str | Table | Gallery
 """A string is a paragraph."""
 

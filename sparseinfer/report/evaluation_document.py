@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sparseinfer.report.cells import Cell, Value, byte_count, count, percent, quantity, ratio
-from sparseinfer.report.document import Document, Figure, Gallery, Section, Table, table
+from sparseinfer.report.document import Document, Figure, Section, Table, gallery, table
 from sparseinfer.report.evaluation import (
     Distribution,
     EvaluationReport,
@@ -184,7 +184,7 @@ def _layer_section(layers: Sequence[Layer], firing: FiringRecipe | None) -> Sect
         "layer", "target sparsity", "realised sparsity", "CETT",
         *(f"inputs of {name}" for name in projections),
     )  # fmt: skip
-    return Section("Layers", (Gallery(tuple(figures)), table("Layers", columns, rows, folded=True)))
+    return Section("Layers", (*gallery(figures), table("Layers", columns, rows, folded=True)))
 
 
 def _threshold_section(layers: Sequence[Layer]) -> Section:
@@ -196,7 +196,7 @@ def _threshold_section(layers: Sequence[Layer]) -> Section:
         drawn = fan_plot(title, "threshold", rows, is_share=False)
         figures.append(Figure(title, drawn, FAN_LEGEND))
         tables.append(_quantile_table(title, rows, quantity))
-    return Section("Thresholds", (Gallery(tuple(figures)), *tables))
+    return Section("Thresholds", (*gallery(figures), *tables))
 
 
 def _quantile_table(
@@ -233,7 +233,7 @@ def _firing_section(layers: Sequence[Layer], recipe: FiringRecipe) -> Section:
     )
     counted = f"Counted on {recipe.text}."
     firing = table("Firing", columns, rows, folded=True)
-    return Section("Firing", (counted, Gallery(tuple(figures)), facts, firing))
+    return Section("Firing", (counted, *gallery(figures), facts, firing))
 
 
 def _firing_row(layer: int, firing: Firing) -> tuple[Cell, ...]:

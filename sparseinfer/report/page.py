@@ -35,7 +35,7 @@ def _template() -> Template:
     )
     environment.filters["parts"] = parts
     environment.filters["numeric"] = _numeric_columns
-    environment.tests["number"] = lambda part: isinstance(part, Value)
+    environment.tests["value"] = lambda part: isinstance(part, Value)
     environment.tests["table"] = lambda block: isinstance(block, Table)
     environment.tests["gallery"] = lambda block: isinstance(block, Gallery)
     return environment.get_template("page.html")

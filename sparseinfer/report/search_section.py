@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparseinfer.report.cells import Cell, count, percent, quantity, ratio
-from sparseinfer.report.document import Figure, Gallery, Section, table
+from sparseinfer.report.document import Figure, Section, gallery, table
 from sparseinfer.report.parts import Search
 from sparseinfer.report.scatter import Point, Series, scatter, scatter_legend
 from sparseinfer.report.shared_sections import interval_cell
@@ -42,7 +42,7 @@ def search_section(search: Search) -> Section:
     return Section(
         "Search",
         (
-            Gallery(_figures(search)),
+            *gallery(_figures(search)),
             table("Budget", ("what", "value"), facts),
             table("Candidates in order", columns, rows, folded=True),
         ),
