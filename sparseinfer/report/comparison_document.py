@@ -189,11 +189,11 @@ def _task_point(point: ComparisonPoint, found: TaskResult) -> Point | None:
 def _series(points: Sequence[ComparisonPoint], read: Read) -> list[Series]:
     """One series for each method, without those of which nothing can be drawn."""
     series = []
-    for method in dict.fromkeys(point.method for point in points):
+    for index, method in enumerate(dict.fromkeys(point.method for point in points)):
         own = [point for point in points if point.method == method]
         found = tuple(one for one in map(read, own) if one is not None)
         if found:
-            series.append(Series(method, found, bound=any(point.bound for point in own)))
+            series.append(Series(index, method, found, bound=any(point.bound for point in own)))
     return series
 
 

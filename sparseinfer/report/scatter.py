@@ -57,8 +57,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one method; those of a bound are no candidates for the front."""
+    """Points of one method; those of a bound are no candidates for the front.
 
+    Attributes:
+        index: gives colour and marker, the same in every picture of a report.
+    """
+
+    index: int
     name: str
     points: tuple[Point, ...]
     bound: bool = False
@@ -106,11 +111,11 @@ def scatter(
     taken = [
         _around(found.x(p.x), found.y(p.y), _MARKER_BOX) for one in series for p in one.points
     ]
-    for index, one in enumerate(series):
-        group = element(found.root, "g", class_=f"series {series_class(index)}")
+    for one in series:
+        group = element(found.root, "g", class_=f"series {series_class(one.index)}")
         _draw_line(group, found, one)
         for point in one.points:
-            _draw_point(group, found, index, point, hollow=one.bound or point not in front)
+            _draw_point(group, found, one.index, point, hollow=one.bound or point not in front)
     for one in series:
         for point in one.points:
             _label(labels, found, point, taken)
@@ -121,10 +126,10 @@ def scatter_legend(series: Sequence[Series]) -> tuple[LegendEntry, ...]:
     """One entry for each series."""
     return tuple(
         LegendEntry(
-            marker_sample(index, hollow=one.bound, line="line dashed" if one.bound else "line"),
+            marker_sample(one.index, hollow=one.bound, line="line dashed" if one.bound else "line"),
             f"{one.name} (bound)" if one.bound else one.name,
         )
-        for index, one in enumerate(series)
+        for one in series
     )
 
 

@@ -51,7 +51,7 @@ def search_section(search: Search) -> Section:
 
 def _figures(search: Search) -> tuple[Figure, ...]:
     series = []
-    for allocation in dict.fromkeys(step.allocation for step in search.steps):
+    for place, allocation in enumerate(dict.fromkeys(step.allocation for step in search.steps)):
         points = tuple(
             Point(
                 step.model_bytes,
@@ -63,7 +63,7 @@ def _figures(search: Search) -> tuple[Figure, ...]:
             for index, step in enumerate(search.steps)
             if step.allocation == allocation and step.perplexity_ratio is not None
         )
-        series.append(Series(allocation, points))
+        series.append(Series(place, allocation, points))
     found = [point for one in series for point in one.points]
     if not found:
         return ()

@@ -64,8 +64,8 @@ def _point(x, y, **more):
 def test_only_points_that_none_beats_are_filled():
     points = ((0.2, 0.2), (0.5, 0.5), (0.4, 0.6), (0.5, 0.4), (0.9, 0.1))
     series = [
-        Series("one", tuple(_point(*p) for p in points)),
-        Series("bound", (_point(0.95, 0.05),), bound=True),
+        Series(0, "one", tuple(_point(*p) for p in points)),
+        Series(1, "bound", (_point(0.95, 0.05),), bound=True),
     ]
     root = ElementTree.fromstring(scatter("t", X, Y, series, best="low"))
     filled = {
@@ -82,7 +82,7 @@ def test_only_points_that_none_beats_are_filled():
 def test_intervals_are_drawn_and_exact():
     low, high = 0.1 + 0.2, 0.7
     points = (_point(0.5, 0.5, low=low, high=high), _point(0.6, 0.4, error=0.01))
-    root = ElementTree.fromstring(scatter("t", X, Y, [Series("s", points)], best="low"))
+    root = ElementTree.fromstring(scatter("t", X, Y, [Series(0, "s", points)], best="low"))
     first, second = (g for g in root.iter("g") if "data-x" in g.attrib)
     assert float(first.get("data-low")) == low
     assert float(first.get("data-high")) == high
@@ -92,7 +92,7 @@ def test_intervals_are_drawn_and_exact():
 
 def test_labels_do_not_overlap_and_some_find_room():
     points = tuple(_point(0.1 * i, 0.5 + 0.003 * j) for i in range(10) for j in range(3))
-    root = ElementTree.fromstring(scatter("t", X, Y, [Series("s", points)], best="low"))
+    root = ElementTree.fromstring(scatter("t", X, Y, [Series(0, "s", points)], best="low"))
     labels = root.find("g[@class='labels']").findall("text")
     assert len(labels) >= 8
     boxes = [(float(t.get("x")), float(t.get("y")), 6.2 * len(t.text)) for t in labels]
