@@ -94,11 +94,7 @@ def table(
     folded: bool = False,
 ) -> Table:
     """A table without the columns that have a value in no row."""
-    kept = [
-        i
-        for i in range(len(columns))
-        if i == 0 or any(not _is_empty(row[i]) for row in rows)
-    ]
+    kept = [i for i in range(len(columns)) if i == 0 or any(not _is_empty(row[i]) for row in rows)]
     return Table(
         title,
         tuple(columns[i] for i in kept),

@@ -61,11 +61,11 @@ class Layer(Part):
     """Neuron sparsity that calibration aimed at."""
     realised_sparsity: Fraction
     """Neuron sparsity on the first text."""
-    inputs: dict[str, Fraction] = {}
+    inputs: dict[str, Fraction] = Field(default_factory=dict)
     """Fraction of inputs skipped on the first text, by projection."""
     cett: Quantity = None
     """norm(sum of dropped neuron outputs) / norm(FFN output), mean over tokens."""
-    thresholds: dict[str, Distribution] = {}
+    thresholds: dict[str, Distribution] = Field(default_factory=dict)
     """Over channels; `gate` is the neurons' threshold, other names are projections' inputs."""
     firing: Firing | None = None
 
@@ -116,5 +116,7 @@ class EvaluationReport(Head):
         if len({len(one.heatmap) for one in fired}) > 1:
             raise ValueError("rows of the firing heatmap differ in length")
         if fired and self.firing is None:
-            raise ValueError("firing statistics need `firing`, which says on what they were counted")
+            raise ValueError(
+                "firing statistics need `firing`, which says on what they were counted"
+            )
         return self

@@ -10,7 +10,7 @@ from sparseinfer.report.document import LegendEntry
 from sparseinfer.report.svg import Axis, Scale, element, number_tick, percent_tick, plot, swatch
 
 _BOUNDS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
-"""Rates at which the colour changes: unevenly, because most neurons of sparse models fire rarely."""
+"""Rates at which the colour changes: uneven, because most neurons of sparse models fire rarely."""
 _MOST_HEIGHT, _MOST_ROW = 260.0, 14.0
 _AXES = 66
 

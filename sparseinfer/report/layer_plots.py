@@ -78,9 +78,7 @@ def line_legend(lines: Sequence[Line]) -> tuple[LegendEntry, ...]:
     """One entry for each line."""
     return tuple(
         LegendEntry(
-            marker_sample(
-                index, hollow=line.dashed, line="line dashed" if line.dashed else "line"
-            ),
+            marker_sample(index, hollow=line.dashed, line="line dashed" if line.dashed else "line"),
             line.name,
         )
         for index, line in enumerate(lines)

@@ -33,9 +33,7 @@ def escaped(text: str) -> str:
 
 
 def _cell(content: Cell) -> str:
-    return "".join(
-        escaped(part if isinstance(part, str) else part.text) for part in parts(content)
-    )
+    return "".join(escaped(part if isinstance(part, str) else part.text) for part in parts(content))
 
 
 def _table(table: Table, *, under: str) -> list[str]:

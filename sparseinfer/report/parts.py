@@ -121,7 +121,7 @@ class Sparsity(Part):
     """The same over all weight bytes."""
     bytes_per_token_dense: int = Field(gt=0)
     bytes_per_token_read: int = Field(ge=0)
-    inputs: dict[str, Fraction] = {}
+    inputs: dict[str, Fraction] = Field(default_factory=dict)
     """Fraction of inputs skipped, for each projection that has input thresholds."""
 
 
@@ -169,7 +169,7 @@ class SpeedRow(Part):
     phase: Literal["prefill", "decode"]
     batch: int = Field(default=1, gt=0)
     tokens_per_second: Spread
-    over: dict[str, Spread] = {}
+    over: dict[str, Spread] = Field(default_factory=dict)
     """Ratio of this speed to that of other sides, taken in alternating pairs."""
 
 
@@ -178,7 +178,7 @@ class Timing(Part):
 
     date: Text
     """ISO 8601, UTC."""
-    seconds: dict[str, Annotated[float, Field(ge=0)]] = {}
+    seconds: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Wall time by stage."""
     speed: tuple[SpeedRow, ...] = ()
 

@@ -108,9 +108,7 @@ def scatter(
     sign = 1 if best == "low" else -1
     front = _front(series, sign)
     labels = element(found.root, "g", class_="labels", aria_hidden="true")
-    taken = [
-        _around(found.x(p.x), found.y(p.y), _MARKER_BOX) for one in series for p in one.points
-    ]
+    taken = [_around(found.x(p.x), found.y(p.y), _MARKER_BOX) for one in series for p in one.points]
     for one in series:
         group = element(found.root, "g", class_=f"series {series_class(one.index)}")
         _draw_line(group, found, one)

@@ -27,7 +27,7 @@ def search_section(search: Search) -> Section:
             ("ratio there", ratio(search.check.perplexity_ratio)),
         ]
         if search.check.ratio_interval is not None:
-            facts.append(("95% interval there", interval_cell(search.check.ratio_interval)))
+            facts.append(("interval there", interval_cell(search.check.ratio_interval)))
     rows = [
         (
             step.allocation,

@@ -152,7 +152,7 @@ def recipe_section(
         ("hidden size", count(facts.hidden_size)),
         ("intermediate size", count(facts.intermediate_size)),
         ("weights", facts.weights),
-        ("SHA-256 of FFN weights", facts.ffn_sha256 or ""),
+        ("hash of FFN weights", facts.ffn_sha256 or ""),
     ]
     hardware = origin.hardware.model_dump(mode="json")
     machine_rows = [

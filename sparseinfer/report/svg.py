@@ -180,8 +180,11 @@ def series_class(index: int) -> str:
 
 
 def marker_path(index: int, x: float, y: float, size: float = 4.5) -> str:
-    """Outline of a shape of its own for each series, around (x, y)."""
-    shape = _SHAPES[(index + index // SERIES) % len(_SHAPES)]
+    """Outline of a shape of its own for each series, around (x, y).
+
+    There is one shape more than colours, so that pairs of both repeat late.
+    """
+    shape = _SHAPES[index % len(_SHAPES)]
     points = " ".join(f"{x + size * dx:.1f} {y + size * dy:.1f}" for dx, dy in shape)
     return f"M{points}Z"
 

@@ -11,7 +11,9 @@ from sparseinfer.report import ComparisonReport, EvaluationReport
 LAYERS, HIDDEN, INTERMEDIATE, BINS = 30, 576, 1536, 128
 DENSE_BYTES = 269_000_000
 PERPLEXITY = 39.3812
-HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>|`*a*`\n# b\x00\u202e{{7*7}}"
+HOSTILE = (
+    "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>|`*a*`\n# b\x00\u202e{{7*7}}"
+)
 
 
 def model(name: str = "smollm2-135m-chess") -> dict[str, Any]:
@@ -225,6 +227,7 @@ def evaluation(**changes: Any) -> EvaluationReport:
         ],
         "layers": layers(),
         "firing": {"text": "lambada", "tokens": 4096},
+        "warnings": ["8,192 tokens are few: intervals are wide."],
         "ppl_p": [
             {
                 "p": 0.01,

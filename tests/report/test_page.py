@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -74,7 +75,9 @@ def test_numbers_are_written_as_what_they_are(report):
 
 def test_cells_hold_no_other_digits_than_numbers_and_names_of_the_json(report):
     names = [one for one in _leaves_of(report) if isinstance(one, str)]
-    for cell in _page(report).all("td", "dd"):
+    page = _page(report)
+    rows = [node for node in page.all("th") if node.attributes["scope"] == "row"]
+    for cell in rows + page.all("td", "dd"):
         rest = cell.text(without=("data",)).strip()
         if re.search(r"\d", rest):
             allowed = sorted(names, key=len, reverse=True)
@@ -110,11 +113,7 @@ def test_the_page_suits_phones_themes_and_paper(report):
         boxes = [d for d in page.all("div") if table in d.children]
         assert boxes[0].attributes["class"] == "scroll"
         assert boxes[0].attributes["tabindex"] == "0"
-    used = {
-        name
-        for node in page.all()
-        for name in node.attributes.get("class", "").split()
-    }
+    used = {name for node in page.all() for name in node.attributes.get("class", "").split()}
     for name in used - {"series", "heat", "axes"}:
         assert f".{name}" in style.text(), f"class {name} has no style"
 
@@ -134,7 +133,7 @@ def test_headings_are_in_order(report):
     levels = [int(node.tag[1]) for node in _page(report).all("h1", "h2", "h3")]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def _hostile_evaluation():
@@ -176,9 +175,7 @@ def test_hostile_names_are_text(hostile):
 
 
 def test_a_bare_report_has_a_page():
-    bare = [
-        {"layer": layer, "realised_sparsity": 0.0} for layer in range(samples.LAYERS)
-    ]
+    bare = [{"layer": layer, "realised_sparsity": 0.0} for layer in range(samples.LAYERS)]
     measured = samples.measurement(1.0, 0.0)
     measured["quality"] |= {"dense": None, "no_dense_because": "it is the dense model"}
     report = samples.evaluation(

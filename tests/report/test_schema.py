@@ -33,9 +33,7 @@ def test_reports_satisfy_the_schema(validator, report):
 
 
 def test_a_report_of_a_dense_model_satisfies_the_schema(validator):
-    bare = [
-        {"layer": layer, "realised_sparsity": 0.0} for layer in range(samples.LAYERS)
-    ]
+    bare = [{"layer": layer, "realised_sparsity": 0.0} for layer in range(samples.LAYERS)]
     report = samples.evaluation(
         layers=bare, firing=None, phases=[], ppl_p=[], tasks=[], conversion=None,
         timing={"date": "2026-11-22"},

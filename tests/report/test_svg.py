@@ -12,7 +12,7 @@ from sparseinfer.report.evaluation import Distribution
 from sparseinfer.report.heatmap import heatmap, heatmap_legend
 from sparseinfer.report.layer_plots import Line, fan_plot, line_plot
 from sparseinfer.report.scatter import Point, Series, scatter
-from sparseinfer.report.svg import Axis, Scale, marker_path, number_tick
+from sparseinfer.report.svg import Axis, Scale, marker_path, number_tick, series_class
 
 X = Axis("x", Scale(0, 1), number_tick)
 Y = Axis("y", Scale(0, 1), number_tick)
@@ -52,13 +52,14 @@ def test_scales_begin_at_their_floor_unless_values_are_below():
     assert Scale.around([-0.1, 0.9], floor=0).low < -0.1
 
 
-def test_markers_of_neighbouring_series_differ():
-    paths = [marker_path(index, 0, 0) for index in range(9)]
-    assert len(set(paths)) == 9
+def test_series_differ_in_marker_and_together_with_colour_for_long():
+    assert len({marker_path(index, 0, 0) for index in range(9)}) == 9
+    both = {(marker_path(index, 0, 0), series_class(index)) for index in range(72)}
+    assert len(both) == 72
 
 
 def _point(x, y, **more):
-    return Point(x, y, (f"{x}, {y}",), "title", **more)
+    return Point(x, y, (f"{x:g}, {y:g}",), "title", **more)
 
 
 def test_only_points_that_none_beats_are_filled():
@@ -129,8 +130,7 @@ def test_heatmap_runs_cover_their_rows():
     groups = root.findall("g[@class='heat']")
     assert [group.get("data-layer") for group in groups] == ["0", "1"]
     drawn = [
-        [(r.get("class"), float(r.get("width"))) for r in group.findall("rect")]
-        for group in groups
+        [(r.get("class"), float(r.get("width"))) for r in group.findall("rect")] for group in groups
     ]
     width = 400 - 48 - 12
     assert drawn[0] == [("heat9", width / 4), ("heat8", width / 2), ("heat0", width / 4)]
