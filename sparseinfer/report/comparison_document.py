@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
-from sparseinfer.report.cells import Cell, byte_count, count, percent, plain, ratio
+from sparseinfer.report.cells import Cell, byte_count, count, percent, plain, quantity, ratio
 from sparseinfer.report.comparison import ComparisonPoint, ComparisonReport, TargetKind
 from sparseinfer.report.document import Block, Document, Figure, Section, gallery, table
 from sparseinfer.report.parts import Measurement, TaskResult
@@ -14,7 +15,6 @@ from sparseinfer.report.search_section import search_section
 from sparseinfer.report.shared_sections import (
     QUALITY_COLUMNS,
     SPARSITY_COLUMNS,
-    perplexity,
     quality_cells,
     quality_note,
     recipe_section,
@@ -34,6 +34,8 @@ _NOTE = (
     "Filled points are beaten by no other: none reads fewer bytes at the same quality. "
     "The dashed line across is the dense model; bounds, which nothing can run, are dashed too."
 )
+_CLOSE = 1.25
+"""Perplexity over dense up to which a picture of its own shows the points."""
 Read = Callable[[ComparisonPoint], Point | None]
 
 
@@ -66,7 +68,7 @@ def comparison_document(report: ComparisonReport) -> Document:
 
 def _facts(report: ComparisonReport) -> tuple[tuple[str, Cell], ...]:
     facts: list[tuple[str, Cell]] = [
-        (f"dense perplexity, {one.text}", perplexity(one.quality.perplexity))
+        (f"dense perplexity, {one.text}", quantity(one.quality.perplexity))
         for one in report.dense.measurements
     ]
     reads = report.dense.measurements[0].sparsity.bytes_per_token_dense
@@ -100,10 +102,27 @@ def _text_section(report: ComparisonReport, text: str) -> Section:
     blocks: tuple[Block, ...] = (table("Methods", columns, rows, note=note),)
     series = _series(report.points, read)
     if series:
-        drawn = _draw(title, "perplexity / dense", series, level=1.0, best="low")
-        figure = Figure(title, drawn, scatter_legend(series), _NOTE)
-        blocks = (*gallery([figure]), *blocks)
+        near = _near(series)
+        pictures = [(title, series)] + ([(f"{title}, close to dense", near)] if near else [])
+        figures = [
+            Figure(
+                name,
+                _draw(name, "perplexity / dense", shown, level=1.0, best="low"),
+                scatter_legend(shown),
+                _NOTE,
+            )
+            for name, shown in pictures
+        ]
+        blocks = (*gallery(figures), *blocks)
     return Section(f"Quality on {text}", blocks if rows else ())
+
+
+def _near(series: Sequence[Series]) -> list[Series]:
+    """The points whose quality is worth having, where others hide what tells them apart."""
+    kept = [replace(one, points=tuple(p for p in one.points if p.y <= _CLOSE)) for one in series]
+    shown = sum(len(one.points) for one in kept)
+    everything = sum(len(one.points) for one in series)
+    return [one for one in kept if one.points] if 1 < shown < everything else []
 
 
 def _quality_point(point: ComparisonPoint, found: Measurement) -> Point | None:

@@ -20,7 +20,6 @@ from sparseinfer.report.shared_sections import (
     QUALITY_COLUMNS,
     SPARSITY_COLUMNS,
     interval_cell,
-    perplexity,
     quality_cells,
     quality_note,
     recipe_section,
@@ -72,7 +71,7 @@ def _subtitle(report: EvaluationReport) -> str:
 def _facts(report: EvaluationReport) -> tuple[tuple[str, Cell], ...]:
     first = report.measurements[0]
     quality, sparsity = first.quality, first.sparsity
-    facts: list[tuple[str, Cell]] = [("perplexity", perplexity(quality.perplexity))]
+    facts: list[tuple[str, Cell]] = [("perplexity", quantity(quality.perplexity))]
     if quality.dense is not None:
         facts.append(("ratio to dense", ratio(quality.dense.ratio)))
         if quality.dense.ratio_interval is not None:
@@ -95,7 +94,7 @@ def _quality_section(report: EvaluationReport) -> Section:
             (
                 one.text,
                 *quality_cells(one.quality),
-                perplexity(None if dense is None else dense.perplexity),
+                quantity(None if dense is None else dense.perplexity),
                 "" if dense is None else f"{dense.parent}, {dense.weights}",
             )
         )

@@ -13,6 +13,8 @@ _BOUNDS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
 """Rates at which the colour changes: uneven, because most neurons of sparse models fire rarely."""
 _MOST_HEIGHT, _MOST_ROW = 260.0, 14.0
 _AXES = 66
+_SEAM = 0.4
+"""Boxes reach under the next ones, or screens would show lines between them."""
 
 
 def heatmap(title: str, rows: Sequence[Sequence[float]]) -> str:
@@ -44,8 +46,8 @@ def heatmap(title: str, rows: Sequence[Sequence[float]]) -> str:
                 "rect",
                 x=left,
                 y=found.y(layer - 0.5),
-                width=right - left,
-                height=row_height,
+                width=right - left + _SEAM,
+                height=row_height + _SEAM,
                 class_=f"heat{level}",
             )
             start += length

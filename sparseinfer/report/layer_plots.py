@@ -27,6 +27,7 @@ from sparseinfer.report.svg import (
 T = TypeVar("T")
 
 _HEIGHT = 220
+_MARKER = 3.2
 _BANDS = ((0, 10), (1, 9), (3, 7))
 """Pairs of quantiles (0: smallest, 1 to 9: deciles, 10: largest), the widest first."""
 _MEDIAN = 5
@@ -52,7 +53,7 @@ class Line:
 
 
 def line_plot(title: str, y_name: str, lines: Sequence[Line], *, is_share: bool) -> str:
-    """SVG text; y begins at 0.
+    """SVG text.
 
     Args:
         is_share: values are fractions, written as percentages.
@@ -104,7 +105,7 @@ def fan_plot(
     found = plot(title, _layer_axis(len(rows)), y, height=_HEIGHT)
     group = element(found.root, "g", class_=f"series {series_class(0)}")
     for band, (low, high) in enumerate(_BANDS):
-        pairs = [(row[low], row[high]) for row in quantiles]
+        pairs = [_pair(row[low], row[high]) for row in quantiles]
         for path in _areas(found, pairs):
             element(group, "path", d=path, class_=f"band{band}")
     medians = [row[_MEDIAN] for row in quantiles]
@@ -138,7 +139,8 @@ def _draw_value(
         return
     one = element(group, "g", data_x=layer, data_y=value.number)
     element(one, "title", f"layer {layer}, {name}: {value.text}")
-    draw_marker(one, index, found.x(layer), found.y(value.number), hollow=hollow)
+    x, y = found.x(layer), found.y(value.number)
+    draw_marker(one, index, x, y, size=_MARKER, hollow=hollow)
 
 
 def _quantiles(row: Distribution | None) -> tuple[float | None, ...]:
@@ -154,10 +156,14 @@ def _segments(found: Plot, values: Sequence[float | None]) -> list[str]:
     return [path for path in paths if "L" in path]
 
 
-def _areas(found: Plot, pairs: Sequence[tuple[float | None, float | None]]) -> list[str]:
+def _pair(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)
+
+
+def _areas(found: Plot, pairs: Sequence[tuple[float, float] | None]) -> list[str]:
     """Outlines of bands between neighbouring pairs; a single layer's is half a layer wide."""
     outlines = []
-    for run in _runs([None if None in pair else pair for pair in pairs]):
+    for run in _runs(pairs):
         if len(run) == 1:
             ((layer, pair),) = run
             run = [(layer - 0.25, pair), (layer + 0.25, pair)]

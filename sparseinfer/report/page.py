@@ -49,8 +49,8 @@ def _shown(content: object) -> object:
 
 
 def _numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold numbers alone, to be set flush right."""
+    """Which columns hold numbers alone, or intervals of them: flush right, never broken."""
     return [
-        all(isinstance(row[i], Value) or row[i] == "" for row in table.rows)
+        all(row[i] == "" or isinstance(parts(row[i])[0], Value) for row in table.rows)
         for i in range(len(table.columns))
     ]

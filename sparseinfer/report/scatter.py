@@ -107,13 +107,13 @@ def scatter(
         element(found.root, "path", d=ends, class_="level")
     sign = 1 if best == "low" else -1
     front = _front(series, sign)
-    labels = element(found.root, "g", class_="labels", aria_hidden="true")
-    taken = [_around(found.x(p.x), found.y(p.y), _MARKER_BOX) for one in series for p in one.points]
+    taken = [box for one in series for point in one.points for box in _boxes(found, point)]
     for one in series:
         group = element(found.root, "g", class_=f"series {series_class(one.index)}")
         _draw_line(group, found, one)
         for point in one.points:
             _draw_point(group, found, one.index, point, hollow=one.bound or point not in front)
+    labels = element(found.root, "g", class_="labels", aria_hidden="true")
     for one in series:
         for point in one.points:
             _label(labels, found, point, taken)
@@ -188,5 +188,11 @@ def _label(labels: Element, found: Plot, point: Point, taken: list[_Box]) -> Non
                 return
 
 
-def _around(x: float, y: float, size: float) -> _Box:
-    return _Box(x - size, y - size, x + size, y + size)
+def _boxes(found: Plot, point: Point) -> list[_Box]:
+    """Around marker and whisker."""
+    x, y, size = found.x(point.x), found.y(point.y), _MARKER_BOX
+    boxes = [_Box(x - size, y - size, x + size, y + size)]
+    if point.span is not None:
+        low, high = point.span
+        boxes.append(_Box(x - 3, found.y(high), x + 3, found.y(low)))
+    return boxes

@@ -6,7 +6,17 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import JsonValue
 
-from sparseinfer.report.cells import Cell, Style, Value, byte_count, count, exact, percent, ratio
+from sparseinfer.report.cells import (
+    Cell,
+    Style,
+    Value,
+    byte_count,
+    count,
+    exact,
+    percent,
+    quantity,
+    ratio,
+)
 from sparseinfer.report.document import Section, table
 from sparseinfer.report.parts import (
     AgainstDense,
@@ -34,15 +44,11 @@ _WORDS = (
 )
 
 
-def perplexity(number: float | None) -> Value:
-    return Value(number, Style.QUANTITY)
-
-
 def quality_cells(quality: Quality) -> tuple[Cell, ...]:
     """Under `QUALITY_COLUMNS`."""
     dense = quality.dense
     return (
-        perplexity(quality.perplexity),
+        quantity(quality.perplexity),
         ratio(None if dense is None else dense.ratio),
         "" if dense is None else interval_cell(dense.ratio_interval),
         ratio(quality.bits_per_byte),
@@ -190,7 +196,7 @@ def _speed(number: float) -> Value:
 def _ratio_spread(spread: Spread | None) -> Cell:
     if spread is None:
         return ""
-    return (ratio(spread.median), " (", ratio(spread.min), " to ", ratio(spread.max), ")")
+    return (quantity(spread.median), " (", quantity(spread.min), " to ", quantity(spread.max), ")")
 
 
 def _flat(values: dict[str, JsonValue], prefix: str = "") -> Iterator[tuple[Cell, ...]]:

@@ -22,10 +22,10 @@ LINE = 12
 SERIES = 8
 """Colours that the style sheet has."""
 
-_LEFT, _RIGHT, _TOP, _BELOW = 48, 12, 26, 40
+_LEFT, _RIGHT, _TOP, _BELOW = 48, 18, 26, 40
 _LOG_STEPS = ((1, 1.2, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,))
 _MOST_TICKS = 7
-_LOG_FROM = 4
+_LOG_FROM = 2
 """A range of values is drawn on a logarithmic scale where its ends differ by this factor."""
 
 Element = ElementTree.Element
@@ -70,14 +70,14 @@ class Scale:
         """A scale that holds all values, with some room.
 
         Args:
-            floor: begin here where no value is below.
+            floor: begin here where values come near it, and none is below.
             log: logarithmic where values are positive and far apart.
         """
         found = list(values) or [0.0]
         low, high = min(found), max(found)
         if log and low > 0 and high / low >= _LOG_FROM:
             return cls(low / 1.1, high * 1.1, log=True)
-        if floor is not None and low >= floor:
+        if floor is not None and 0 <= low - floor <= max(2 * (high - low), 0.2 * high):
             low = floor
         room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
         return cls(low if low == floor else low - room, high + room)
@@ -209,9 +209,9 @@ def swatch(css_class: str) -> str:
 
 
 def draw_marker(
-    parent: Element, index: int, x: float, y: float, *, hollow: bool = False
+    parent: Element, index: int, x: float, y: float, *, size: float = 4.5, hollow: bool = False
 ) -> Element:
-    return element(parent, "path", d=marker_path(index, x, y), class_=_mark(hollow))
+    return element(parent, "path", d=marker_path(index, x, y, size), class_=_mark(hollow))
 
 
 def _mark(hollow: bool) -> str:

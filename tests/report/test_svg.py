@@ -132,9 +132,10 @@ def test_heatmap_runs_cover_their_rows():
     drawn = [
         [(r.get("class"), float(r.get("width"))) for r in group.findall("rect")] for group in groups
     ]
-    width = 400 - 48 - 12
-    assert drawn[0] == [("heat9", width / 4), ("heat8", width / 2), ("heat0", width / 4)]
-    assert drawn[1] == [("heat1", width / 2), ("heat0", width / 2)]
+    quarter = (400 - 48 - 18) / 4 + 0.4  # with what reaches under the next box
+    half = 2 * quarter - 0.4
+    assert drawn[0] == [("heat9", quarter), ("heat8", half), ("heat0", quarter)]
+    assert drawn[1] == [("heat1", half), ("heat0", half)]
     tops = [float(group.find("rect").get("y")) for group in groups]
     assert tops[0] < tops[1], "layer 0 is at the top"
     assert len(heatmap_legend()) == 10
