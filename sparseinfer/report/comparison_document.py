@@ -25,9 +25,9 @@ from sparseinfer.report.shared_sections import (
 from sparseinfer.report.svg import Axis, Scale, number_tick, percent_tick
 
 _KINDS: dict[TargetKind, str] = {
-    "neuron": "neurons",
-    "ffn_bytes": "FFN bytes",
-    "model_bytes": "model bytes",
+    "neuron": "of neurons",
+    "ffn_bytes": "of FFN bytes",
+    "model_bytes": "of model bytes",
     "budget": "rise allowed",
 }
 _NOTE = (
@@ -85,13 +85,13 @@ def _text_section(report: ComparisonReport, text: str) -> Section:
     rows = [
         (
             point.method + (" (bound)" if point.bound else ""),
-            *_target_cells(point.target, point.target_kind),
+            _target_cell(point.target, point.target_kind),
             *sparsity_cells(one.sparsity),
             *quality_cells(one.quality),
         )
         for point, one in measured
     ]
-    columns = ("method", "target", "of", *SPARSITY_COLUMNS, *QUALITY_COLUMNS)
+    columns = ("method", "target", *SPARSITY_COLUMNS, *QUALITY_COLUMNS)
     note = quality_note([one.quality for _, one in measured])
 
     def read(point: ComparisonPoint) -> Point | None:
@@ -165,7 +165,7 @@ def _task_section(report: ComparisonReport) -> Section:
     rows = [
         (
             point.method + (" (bound)" if point.bound else ""),
-            *_target_cells(point.target, point.target_kind),
+            _target_cell(point.target, point.target_kind),
             one.task,
             one.metric,
             *task_cells(one),
@@ -178,7 +178,7 @@ def _task_section(report: ComparisonReport) -> Section:
         if one is not None
     ]
     columns = (
-        "method", "target", "of", "task", "metric", "value ± standard error", "few-shot examples",
+        "method", "target", "task", "metric", "value ± standard error", "few-shot examples",
         "examples",
     )  # fmt: skip
     return Section("Tasks", (*gallery(figures), table("Tasks", columns, rows)))
@@ -236,21 +236,21 @@ def _draw(
 
 def _missing_section(report: ComparisonReport) -> Section:
     rows = [
-        (one.method, *_target_cells(one.target, one.target_kind), one.because)
+        (one.method, _target_cell(one.target, one.target_kind), one.because)
         for one in report.missing
     ]
-    columns = ("method", "target", "of", "why")
+    columns = ("method", "target", "why")
     return Section("Not measured", (table("Not measured", columns, rows),))
 
 
-def _target_cells(target: float | None, kind: TargetKind | None) -> tuple[Cell, ...]:
-    return (percent(target), "" if kind is None else _KINDS[kind])
+def _target_cell(target: float | None, kind: TargetKind | None) -> Cell:
+    return "" if kind is None else (percent(target), f" {_KINDS[kind]}")
 
 
 def _name(point: ComparisonPoint) -> str:
     if point.target is None or point.target_kind is None:
         return point.method
-    return f"{point.method}, {_short(point.target)} of {_KINDS[point.target_kind]}"
+    return f"{point.method}, {_short(point.target)} {_KINDS[point.target_kind]}"
 
 
 def _labels(point: ComparisonPoint) -> tuple[str, ...]:

@@ -126,7 +126,8 @@ def _quality_section(report: EvaluationReport) -> Section:
 
 def _sparsity_section(report: EvaluationReport) -> Section:
     rows: list[tuple[Cell, ...]] = []
-    found = [(f"{one.text}, scored", None, one.sparsity) for one in report.measurements]
+    scored = {text.name: text.tokens for text in report.texts}
+    found = [(f"{m.text}, scored", scored[m.text], m.sparsity) for m in report.measurements]
     found += [(f"{one.phase} alone", one.tokens, one.sparsity) for one in report.phases]
     projections = list(dict.fromkeys(name for _, _, s in found for name in s.inputs))
     for name, tokens, sparsity in found:

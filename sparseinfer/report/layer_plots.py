@@ -33,8 +33,8 @@ _BANDS = ((0, 10), (1, 9), (3, 7))
 _MEDIAN = 5
 FAN_LEGEND = (
     LegendEntry(swatch("band0"), "smallest to largest"),
-    LegendEntry(swatch("band1"), "10th to 90th percentile"),
-    LegendEntry(swatch("band2"), "30th to 70th percentile"),
+    LegendEntry(swatch("band0", "band1"), "10th to 90th percentile"),
+    LegendEntry(swatch("band0", "band1", "band2"), "30th to 70th percentile"),
     LegendEntry(marker_sample(0), "median"),
 )
 

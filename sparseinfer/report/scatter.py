@@ -23,6 +23,8 @@ from sparseinfer.report.svg import (
 
 _LABEL_DISTANCE = 8
 _MARKER_BOX = 5
+_GAP = 3
+"""Between labels side by side."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def _label(labels: Element, found: Plot, point: Point, taken: list[_Box]) -> Non
             (x - width / 2, y - LINE),
             (x - width / 2, y + LINE),
         ):
-            box = _Box(left, middle - LINE / 2, left + width, middle + LINE / 2)
+            box = _Box(left, middle - LINE / 2, left + width + _GAP, middle + LINE / 2)
             inside = (
                 found.x.start < box.left
                 and box.right < WIDTH

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from sparseinfer.report.cells import visible
 
 WIDTH = 400
-CHARACTER = 6.2
+CHARACTER = 6.6
 """Mean width of a letter."""
 LINE = 12
 """Height of a line of text."""
@@ -200,11 +200,12 @@ def marker_sample(index: int, *, hollow: bool = False, line: str = "line") -> st
     return markup(root)
 
 
-def swatch(css_class: str) -> str:
-    """SVG text of a legend's sample: a filled box."""
+def swatch(*css_classes: str) -> str:
+    """SVG text of a legend's sample: filled boxes, one over the other."""
     root = drawing("", 14, width=28)
     root.set("aria-hidden", "true")
-    element(root, "rect", x=1, y=1, width=26, height=12, class_=css_class)
+    for css_class in css_classes:
+        element(root, "rect", x=1, y=1, width=26, height=12, class_=css_class)
     return markup(root)
 
 
