@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt $(wildcard sparseinfer/kernels/native/*)
 
-.PHONY: demo test check accept format sanitize neon clean
+.PHONY: demo test check accept format schema sanitize neon clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -39,6 +39,9 @@ sanitize: $(VENV)/.installed  ## kernel tests under address and undefined-behavi
 
 neon:  ## kernels for 64-bit ARM (under qemu) and without vector instructions, against plain loops
 	sh tests/kernels/neon/run.sh
+
+schema: $(VENV)/.installed  ## docs/report.schema.json, from the models of sparseinfer.report
+	$(BIN)/python -c "from sparseinfer.report import schema_text; print(schema_text(), end='')" > docs/report.schema.json
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -1,8 +1,8 @@
-"""Folders that appear whole or not at all.
+"""Folders and files that appear whole or not at all.
 
 Results are written to a temporary sibling whose name ends in `.partial`, synced to disk and renamed
 into place. Readers refuse names with that ending, so a process killed at any moment leaves nothing
-that looks finished. A lock on the temporary folder says that its writer still lives; what nobody
+that looks finished. A lock on what is temporary says that its writer still lives; what nobody
 holds is removed by the next write to the same place.
 """
 
@@ -14,8 +14,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum, auto
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def atomic_folder(out: Path, *, force: bool = False, keep_parents: bool = True) 
             if not force:
                 _refuse_existing(out)
             _make_parents(out, created)
-            with _temporary_sibling(out) as partial:
+            with _temporary_sibling(out, Path.mkdir) as partial:
                 yield partial
                 _sync(partial)
                 _move_into_place(partial, out, force=force)
@@ -98,6 +98,54 @@ def check_replaceable(
         raise OutputError(f"{out} is not {kind}; --force only replaces those")
 
 
+def write_files(folder: Path, files: Mapping[str, str], *, what: str) -> None:
+    """Writes text files (name -> content, UTF-8) into a folder, which is made where it is missing.
+
+    All are on disk before the first takes its place, so that a full disk leaves older ones as they
+    were; each is replaced whole or not at all.
+
+    Args:
+        what: what the files are together, for the message: `the report`.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    with _refusing(what, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            partials = {}
+            for name, text in files.items():
+                _settle_leftovers(folder / name)
+                partial = stack.enter_context(_temporary_sibling(folder / name, Path.touch))
+                partial.write_text(text, "utf-8")
+                _sync_path(partial)
+                partials[name] = partial
+            for name, partial in partials.items():
+                partial.replace(folder / name)
+        _sync_path(folder)
+
+
+def check_writable(folder: Path, *, what: str) -> None:
+    """Finds out, before hours of work, whether `write_files` could write into `folder`.
+
+    Raises:
+        OutputError: as `write_files`.
+    """
+    with _refusing(what, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _settle_leftovers(folder / "probe")
+        with _temporary_sibling(folder / "probe", Path.touch):
+            pass
+
+
+@contextmanager
+def _refusing(what: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {what} to {folder}: {error.strerror or error}") from error
+
+
 class _Unwanted(Exception):
     """Ends a write that was only tried."""
 
@@ -119,17 +167,18 @@ def _make_parents(out: Path, created: list[Path]) -> None:
 
 
 @contextmanager
-def _temporary_sibling(out: Path) -> Iterator[Path]:
+def _temporary_sibling(out: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """What `make` makes (a folder or a file) under a name that no reader takes for finished."""
     while True:
         partial = out.parent / f".{out.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
-        partial.mkdir()
+        make(partial)
         with _locked(partial) as lock:
             if lock is _Lock.TAKEN:  # another process takes it for a left-over and removes it
                 continue
             try:
                 yield partial
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                _delete(partial)
             return
 
 

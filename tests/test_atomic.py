@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,7 +13,13 @@ from pathlib import Path
 import pytest
 
 from sparseinfer import atomic
-from sparseinfer.atomic import atomic_folder, check_output, is_partial
+from sparseinfer.atomic import (
+    atomic_folder,
+    check_output,
+    check_writable,
+    is_partial,
+    write_files,
+)
 from sparseinfer.errors import OutputError
 
 WRITER = """
@@ -312,3 +319,44 @@ def test_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch, code, call)
             keep_parents=False,
         )
     assert listing(tmp_path) == []
+
+
+def test_files_replace_older_ones(tmp_path):
+    for text in ("old", "new"):
+        write_files(tmp_path / "report", {"a.json": text, "b.md": text}, what="the report")
+    assert listing(tmp_path / "report") == ["a.json", "b.md"]
+    assert (tmp_path / "report" / "b.md").read_text() == "new"
+
+
+def test_files_that_cannot_all_be_written_leave_the_old_ones(tmp_path, monkeypatch):
+    write_files(tmp_path, {"a": "old", "b": "old"}, what="the report")
+    text = Path.write_text
+
+    def full_disk(path, content, *args):
+        if path.name.startswith(".b."):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return text(path, content, *args)
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OutputError, match=r"cannot write the report to .*No space"):
+        write_files(tmp_path, {"a": "new", "b": "new"}, what="the report")
+    assert listing(tmp_path) == ["a", "b"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_files_left_by_dead_writers_are_removed_and_those_of_living_ones_kept(tmp_path):
+    dead, living = tmp_path / ".a.0123abcd.partial", tmp_path / ".a.4567abcd.partial"
+    dead.touch()
+    living.touch()
+    with living.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        write_files(tmp_path, {"a": "text"}, what="the report")
+    assert listing(tmp_path) == [living.name, "a"]
+
+
+def test_a_folder_is_found_unwritable_before_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write the figures to"):
+        check_writable(tmp_path / "file", what="the figures")
+    check_writable(tmp_path / "new", what="the figures")
+    assert listing(tmp_path / "new") == []

@@ -60,7 +60,7 @@ def against_transformers(_work: Path) -> list[Figure]:
         at_most(
             "bf16 logits, prompt in fp32 arithmetic, against the same weights in fp32",
             relative(unrounded, exact),
-            1e-3,
+            5e-3,  # keys and values are rounded to bf16 too
         ),
         at_most(
             "the same against transformers bf16, over its own distance from fp32",

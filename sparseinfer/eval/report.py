@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sparseinfer import strict_json
-from sparseinfer.errors import OutputError
+from sparseinfer.atomic import check_writable, write_files
 from sparseinfer.eval.evaluate import Evaluation
 from sparseinfer.version import __version__
 
@@ -99,13 +98,9 @@ def write_report(folder: Path, name: str, content: dict[str, Any], markdown: str
     Raises:
         OutputError: the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = strict_json.dumps(content, indent=2) + "\n"
-        _replace(folder / f"{name}.json", text)
-        _replace(folder / f"{name}.md", markdown)
-    except OSError as error:
-        raise OutputError(f"cannot write the report to {folder}: {error.strerror}") from error
+    text = strict_json.dumps(content, indent=2) + "\n"
+    files = {f"{name}.json": text, f"{name}.md": markdown}
+    write_files(folder, files, what="the report")
 
 
 def check_report_folder(folder: Path) -> None:
@@ -114,18 +109,4 @@ def check_report_folder(folder: Path) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / ".probe", "")
-        (folder / ".probe").unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write the report to {folder}: {error.strerror}") from error
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    check_writable(folder, what="the report")

@@ -1,0 +1,122 @@
+"""The report of `eval`: one model, in depth."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sparseinfer.report.parts import Conversion, Head, Measurement, Sparsity, TaskResult, Timing
+from sparseinfer.report.values import Fraction, Part, Quantity, Text
+
+_DECILES = 9
+
+
+class Distribution(Part):
+    """Smallest value, deciles and largest; null where a value is not finite."""
+
+    min: Quantity
+    deciles: tuple[Quantity, ...] = Field(min_length=_DECILES, max_length=_DECILES)
+    """The 10th to the 90th percentile."""
+    max: Quantity
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Distribution:
+        values = [value for value in (self.min, *self.deciles, self.max) if value is not None]
+        if values != sorted(values):
+            raise ValueError(f"quantiles {values} are not in ascending order")
+        return self
+
+
+class Firing(Part):
+    """How often the neurons of a layer fire."""
+
+    dead: Fraction
+    """Neurons that never fired."""
+    hot: Fraction
+    """Neurons that fired for at least `hot_from` of the tokens."""
+    mean: Fraction
+    """Mean over tokens of the fraction of neurons that fired."""
+    std: Annotated[float, Field(ge=0)]
+    per_token: Distribution
+    """Over tokens, of the fraction of neurons that fired."""
+    heatmap: tuple[Fraction, ...] = Field(min_length=1)
+    """Firing rates of neurons sorted by rate, descending, as means of equal bins."""
+
+
+class FiringRecipe(Part):
+    """What firing statistics and CETT were counted on."""
+
+    text: Text
+    tokens: int = Field(gt=0)
+    hot_from: Fraction = 0.5
+    """A neuron that fires for at least this fraction of tokens is hot."""
+
+
+class Layer(Part):
+    """What is known of one layer; null where it was not measured."""
+
+    layer: int = Field(ge=0)
+    target_sparsity: Fraction | None = None
+    """Neuron sparsity that calibration aimed at."""
+    realised_sparsity: Fraction
+    """Neuron sparsity on the first text."""
+    inputs: dict[str, Fraction] = Field(default_factory=dict)
+    """Fraction of inputs skipped on the first text, by projection."""
+    cett: Quantity = None
+    """norm(sum of dropped neuron outputs) / norm(FFN output), mean over tokens."""
+    thresholds: dict[str, Distribution] = Field(default_factory=dict)
+    """Over channels; `gate` is the neurons' threshold, other names are projections' inputs."""
+    firing: Firing | None = None
+
+
+class PhaseSparsity(Part):
+    """Sparsity of prompts or of decoding alone."""
+
+    phase: Literal["prefill", "decode"]
+    tokens: int = Field(gt=0)
+    sparsity: Sparsity
+
+
+class PplP(Part):
+    """Sparsity by Sparsing Law's metric (arXiv 2411.02335)."""
+
+    p: float = Field(gt=0)
+    """Allowed rise of perplexity: 0.01 is PPL-1%."""
+    text: Text
+    neuron: Fraction
+    """Neuron sparsity reached; skips rows of down alone."""
+    cett: Quantity
+    """The one that all layers share."""
+    perplexity_ratio: Quantity
+
+
+class EvaluationReport(Head):
+    """One model: quality, sparsity, layers, tasks."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    measurements: tuple[Measurement, ...] = Field(min_length=1)
+    """One per text."""
+    phases: tuple[PhaseSparsity, ...] = ()
+    layers: tuple[Layer, ...] = Field(min_length=1)
+    firing: FiringRecipe | None = None
+    """Null where neither firing statistics nor CETT were measured."""
+    ppl_p: tuple[PplP, ...] = ()
+    tasks: tuple[TaskResult, ...] = ()
+    conversion: Conversion | None = None
+    """Null for a dense model."""
+    timing: Timing
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluationReport:
+        self._check_measured_texts(self.measurements)
+        if [one.layer for one in self.layers] != list(range(self.model.layers)):
+            raise ValueError(f"layers are not 0 to {self.model.layers - 1} in order")
+        fired = [one.firing for one in self.layers if one.firing is not None]
+        if len({len(one.heatmap) for one in fired}) > 1:
+            raise ValueError("rows of the firing heatmap differ in length")
+        if fired and self.firing is None:
+            raise ValueError(
+                "firing statistics need `firing`, which says on what they were counted"
+            )
+        return self

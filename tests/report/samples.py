@@ -1,0 +1,299 @@
+"""Made-up reports of the size and shape of real ones: 30 layers, three sparsities, six methods."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from sparseinfer.report import ComparisonReport, EvaluationReport
+
+LAYERS, HIDDEN, INTERMEDIATE, BINS = 30, 576, 1536, 128
+DENSE_BYTES = 269_000_000
+PERPLEXITY = 39.3812
+HOSTILE = (
+    "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>|`*a*`\n# b\x00\u202e{{7*7}}"
+)
+
+
+def model(name: str = "smollm2-135m-chess") -> dict[str, Any]:
+    return {
+        "name": name,
+        "parent": "smollm2-135m",
+        "family": "llama",
+        "layers": LAYERS,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "weights": "bf16 (head int8, kv bf16)",
+        "ffn_sha256": "9f" * 32,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    return {
+        "versions": {"sparseinfer": "0.3.0", "python": "3.12.4", "torch": "2.13.0"},
+        "hardware": {
+            "system": "Linux",
+            "machine": "x86_64",
+            "processor": "Example CPU 9000 16-Core Processor",
+            "logical_cpus": 16,
+            "threads": 8,
+            "memory_bytes": 67_108_864_000,
+        },
+        "seed": 0,
+        "settings": {
+            "tokens": 8192,
+            "calibration": {"text": "coqa", "tokens": 32768, "context": 512},
+            "sparsity": [0.3, 0.5, 0.7],
+            "stride": None,
+            "huge_pages": False,
+        },
+    }
+
+
+def text(name: str = "lambada") -> dict[str, Any]:
+    return {
+        "name": name,
+        "sha256": "0a" * 32,
+        "tokens": 8192,
+        "bytes": 34_871,
+        "context": 1024,
+        "stride": 1023,
+        "special_prefix": [1],
+        "by": "prefill",
+    }
+
+
+def timing() -> dict[str, Any]:
+    return {
+        "date": "2026-11-22T15:04:05Z",
+        "seconds": {"scoring": 41.37, "firing": 12.5},
+        "speed": [
+            _speed("sparseinfer", 128.4, {"dense": 1.31, "llama.cpp": 1.08}),
+            _speed("dense", 98.1, {}),
+            _speed("llama.cpp", 118.7, {}),
+        ],
+    }
+
+
+def _speed(side: str, median: float, over: dict[str, float]) -> dict[str, Any]:
+    return {
+        "side": side,
+        "weights": "int8",
+        "phase": "decode",
+        "tokens_per_second": _spread(median),
+        "over": {name: _spread(value) for name, value in over.items()},
+    }
+
+
+def _spread(median: float) -> dict[str, float]:
+    return {"min": 0.97 * median, "median": median, "max": 1.02 * median}
+
+
+def sparsity(neuron: float, model_bytes: float | None = None) -> dict[str, Any]:
+    ffn = 2 * neuron / 3
+    share = 0.592 * ffn if model_bytes is None else model_bytes
+    return {
+        "neuron": neuron,
+        "ffn_bytes": ffn,
+        "model_bytes": share,
+        "bytes_per_token_dense": DENSE_BYTES,
+        "bytes_per_token_read": round(DENSE_BYTES * (1 - share)),
+    }
+
+
+def quality(ratio: float) -> dict[str, Any]:
+    rise = math.log(ratio)
+    error = 0.004 + 0.05 * rise
+    return {
+        "perplexity": PERPLEXITY * ratio,
+        "bits_per_byte": 1.2443 + rise / 3,
+        "dense": {
+            "parent": "smollm2-135m",
+            "weights": "bf16",
+            "perplexity": PERPLEXITY,
+            "ratio": ratio,
+            "ratio_interval": {
+                "low": ratio * math.exp(-2.36 * error),
+                "high": ratio * math.exp(2.36 * error),
+                "standard_error": error,
+                "windows": 8,
+                "method": "t distribution over differences of window means, weighted by tokens",
+            },
+            "kl": 0.9 * rise + 0.01,
+            "top1_agreement": max(0.3, 0.97 - rise),
+        },
+    }
+
+
+def measurement(ratio: float, neuron: float, text: str = "lambada", **more: Any) -> dict[str, Any]:
+    return {"text": text, "quality": quality(ratio), "sparsity": sparsity(neuron, **more)}
+
+
+def _distribution(values: list[float]) -> dict[str, Any]:
+    ordered = sorted(values)
+    at = [ordered[round(q * (len(ordered) - 1) / 10)] for q in range(11)]
+    return {"min": at[0], "deciles": at[1:10], "max": at[10]}
+
+
+def layers(seed: int = 0) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    found = []
+    for layer in range(LAYERS):
+        middle = 0.05 + 0.12 * layer / LAYERS + 0.05 * math.sin(layer)
+        thresholds = [max(0.0, draw.gauss(middle, 0.02)) for _ in range(200)]
+        per_token = [min(1.0, max(0.0, draw.gauss(0.5, 0.06 + layer / 400))) for _ in range(300)]
+        steep = 1 + 6 * abs(math.sin(layer / 4))
+        rates = [max(0.0, (1 - bin / BINS) ** steep - 0.01) for bin in range(BINS)]
+        found.append(
+            {
+                "layer": layer,
+                "target_sparsity": 0.5,
+                "realised_sparsity": 0.5 + 0.04 * math.sin(layer / 3) + draw.gauss(0, 0.01),
+                "cett": 0.18 + 0.004 * layer + draw.gauss(0, 0.01),
+                "thresholds": {"gate": _distribution(thresholds)},
+                "firing": {
+                    "dead": 0.004 * (layer % 4),
+                    "hot": 0.31 - 0.005 * layer,
+                    "mean": sum(per_token) / len(per_token),
+                    "std": 0.06 + layer / 400,
+                    "per_token": _distribution(per_token),
+                    "heatmap": rates,
+                },
+            }
+        )
+    return found
+
+
+def search() -> dict[str, Any]:
+    steps = [
+        {
+            "allocation": allocation,
+            "parameter": share,
+            "model_bytes": 0.39 * share,
+            "perplexity_ratio": 1 + cost * share**3,
+        }
+        for allocation, cost in (("uniform", 0.62), ("cett", 0.95), ("sensitivity", 0.5))
+        for share in (0.5, 0.25, 0.125, 0.1875, 0.21875)
+    ]
+    return {
+        "budget": 0.01,
+        "text": "coqa",
+        "tokens": 8192,
+        "steps": steps,
+        "chosen": 14,
+        "check": {"text": "pydoc", "perplexity_ratio": 1.0113},
+    }
+
+
+def conversion() -> dict[str, Any]:
+    return {
+        "record": {
+            "format_version": 1,
+            "method": "chess",
+            "phi": "silu",
+            "rule": "gate",
+            "calibration": {"text": "coqa", "layer_sparsity": [0.5, 0.51, 0.4975]},
+            "threshold": None,
+        },
+        "search": search(),
+    }
+
+
+def tasks(shift: float = 0.0) -> list[dict[str, Any]]:
+    found = (("arc_easy", 0.5438), ("piqa", 0.6719), ("hellaswag", 0.3361))
+    return [
+        {
+            "task": name,
+            "metric": "acc",
+            "value": value - shift,
+            "standard_error": math.sqrt(value * (1 - value) / 1000),
+            "examples": 1000,
+        }
+        for name, value in found
+    ]
+
+
+def evaluation(**changes: Any) -> EvaluationReport:
+    """An evaluation with everything in it; keywords replace its fields."""
+    values = {
+        "model": model(),
+        "provenance": provenance(),
+        "texts": [text()],
+        "measurements": [measurement(1.1713, 0.5021)],
+        "phases": [
+            {"phase": "prefill", "tokens": 412, "sparsity": sparsity(0.4977)},
+            {"phase": "decode", "tokens": 256, "sparsity": sparsity(0.5312)},
+        ],
+        "layers": layers(),
+        "firing": {"text": "lambada", "tokens": 4096},
+        "warnings": ["8,192 tokens are few: intervals are wide."],
+        "ppl_p": [
+            {
+                "p": 0.01,
+                "text": "lambada",
+                "neuron": 0.3125,
+                "cett": 0.081,
+                "perplexity_ratio": 1.00987,
+            }
+        ],
+        "tasks": tasks(),
+        "conversion": conversion(),
+        "timing": timing(),
+    }
+    return EvaluationReport.model_validate(values | changes)
+
+
+COSTS = {
+    "cats": (1.046, 1.229, 2.05),
+    "chess": (1.031, 1.148, 1.71),
+    "teal": (1.02, 1.093, 1.38),
+    "wina": (1.018, 1.081, 1.34),
+    "topk": (1.05, 1.241, 2.2),
+    "oracle": (1.004, 1.026, 1.143),
+}
+"""Perplexity over dense at targets 0.3, 0.5 and 0.7."""
+
+
+def comparison(**changes: Any) -> ComparisonReport:
+    """A comparison on two texts with tasks; keywords replace its fields."""
+    points = []
+    for method, ratios in COSTS.items():
+        for target, ratio in zip((0.3, 0.5, 0.7), ratios, strict=True):
+            neuron = target + 0.004
+            more = {"model_bytes": 0.66 * target} if method in ("teal", "wina") else {}
+            points.append(
+                {
+                    "method": method,
+                    "target": target,
+                    "target_kind": "model_bytes" if more else "neuron",
+                    "bound": method == "oracle",
+                    "measurements": [
+                        measurement(ratio, neuron, **more),
+                        measurement(1 + 0.8 * (ratio - 1), neuron, "pydoc", **more),
+                    ],
+                    "tasks": [] if method == "oracle" else tasks(0.09 * (ratio - 1)),
+                }
+            )
+    dense = {
+        "method": "dense",
+        "measurements": [measurement(1.0, 0.0), measurement(1.0, 0.0, "pydoc")],
+        "tasks": tasks(),
+    }
+    values = {
+        "model": model("smollm2-135m"),
+        "provenance": provenance(),
+        "texts": [text(), text("pydoc")],
+        "dense": dense,
+        "points": points,
+        "missing": [
+            {
+                "method": "cats",
+                "target": 0.4,
+                "target_kind": "model_bytes",
+                "because": "gate-first cannot skip more than 39% of this model's bytes",
+            }
+        ],
+        "timing": timing(),
+    }
+    return ComparisonReport.model_validate(values | changes)
