@@ -103,7 +103,9 @@ def _text_section(report: ComparisonReport, text: str) -> Section:
     series = _series(report.points, read)
     if series:
         near = _near(series)
-        pictures = [(title, series)] + ([(f"{title}, close to dense", near)] if near else [])
+        pictures = [(title, series)]
+        if near:
+            pictures = [(title, _labelled_apart(series)), (f"{title}, close to dense", near)]
         figures = [
             Figure(
                 name,
@@ -115,6 +117,16 @@ def _text_section(report: ComparisonReport, text: str) -> Section:
         ]
         blocks = (*gallery(figures), *blocks)
     return Section(f"Quality on {text}", blocks if rows else ())
+
+
+def _labelled_apart(series: Sequence[Series]) -> list[Series]:
+    """Without labels on the points that a second picture shows larger."""
+    return [
+        replace(
+            one, points=tuple(replace(p, labels=()) if p.y <= _CLOSE else p for p in one.points)
+        )
+        for one in series
+    ]
 
 
 def _near(series: Sequence[Series]) -> list[Series]:

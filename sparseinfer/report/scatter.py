@@ -23,6 +23,8 @@ from sparseinfer.report.svg import (
 
 _LABEL_DISTANCE = 8
 _MARKER_BOX = 5
+_BEFORE = {"start": 0.0, "middle": 0.5, "end": 1.0}
+"""Part of a text that is left of where it is anchored."""
 _GAP = 3
 """Between labels side by side."""
 
@@ -171,12 +173,12 @@ def _label(labels: Element, found: Plot, point: Point, taken: list[_Box]) -> Non
     x, y = found.x(point.x), found.y(point.y)
     for label in point.labels:
         width = CHARACTER * len(label)
-        for left, middle in (
-            (x + _LABEL_DISTANCE, y),
-            (x - _LABEL_DISTANCE - width, y),
-            (x - width / 2, y - LINE),
-            (x - width / 2, y + LINE),
+        for anchor, start, middle in (
+            ("start", x + _LABEL_DISTANCE, y),
+            ("end", x - _LABEL_DISTANCE, y),
+            *(("middle", x, y + lines * LINE) for lines in (-1, 1, -2, 2)),
         ):
+            left = start - width * _BEFORE[anchor]
             box = _Box(left, middle - LINE / 2, left + width + _GAP, middle + LINE / 2)
             inside = (
                 found.x.start < box.left
@@ -185,7 +187,7 @@ def _label(labels: Element, found: Plot, point: Point, taken: list[_Box]) -> Non
                 and box.bottom < found.y.start
             )
             if inside and not any(box.overlaps(other) for other in taken):
-                element(labels, "text", label, x=left, y=middle + 4)
+                element(labels, "text", label, x=start, y=middle + 4, text_anchor=anchor)
                 taken.append(box)
                 return
 

@@ -202,6 +202,21 @@ def test_a_layer_more_or_less_and_points_without_quality():
     assert not any(title.startswith("Quality") for title in figures)
 
 
+def test_points_close_to_dense_are_shown_larger_and_labelled_there():
+    first, second = _page(samples.comparison()).all("figure")[:2]
+    labels = [[text.text() for text in _labels(figure)] for figure in (first, second)]
+    assert "chess 70%" in labels[0]
+    assert "chess 50%" in labels[1]
+    assert "chess 50%" not in labels[0]
+    points = [g for g in second.all("g") if "data-y" in g.attributes]
+    assert len(points) == sum(ratio <= 1.25 for row in samples.COSTS.values() for ratio in row)
+
+
+def _labels(figure: Node) -> list[Node]:
+    (group,) = [g for g in figure.all("g") if g.attributes.get("class") == "labels"]
+    return group.all("text")
+
+
 def test_pages_follow_from_the_json_alone(report):
     again = type(report).model_validate_json(json_text(report))
     assert again == report

@@ -96,7 +96,12 @@ def test_labels_do_not_overlap_and_some_find_room():
     root = ElementTree.fromstring(scatter("t", X, Y, [Series(0, "s", points)], best="low"))
     labels = root.find("g[@class='labels']").findall("text")
     assert len(labels) >= 8
-    boxes = [(float(t.get("x")), float(t.get("y")), 6.2 * len(t.text)) for t in labels]
+    before = {"start": 0, "middle": 0.5, "end": 1}
+    boxes = []
+    for label in labels:
+        width = 6.2 * len(label.text)
+        left = float(label.get("x")) - width * before[label.get("text-anchor")]
+        boxes.append((left, float(label.get("y")), width))
     for (x, y, width), (left, top, other) in itertools.combinations(boxes, 2):
         assert abs(y - top) >= 11.9 or x + width <= left + 0.1 or left + other <= x + 0.1
 
