@@ -149,7 +149,8 @@ class _Assembly:
                 for part, rows, bias in zip("qkv", sizes, biases, strict=True)
             ]
         outward = self._projection(layer, "o", sizes[0], self._config.hidden_size, o_bias)
-        return AttentionProjections(*inward, outward)
+        q, k, v = inward
+        return AttentionProjections(q, k, v, outward)
 
     def _projection(
         self, layer: int, part: str, inputs: int, outputs: int, bias: Tensor | None

@@ -83,8 +83,10 @@ def layouts(record: SparsityRecord | None) -> dict[str, Layout]:
     found |= {one: layout(one) for one in together} if sparse & set(together) else {"qkv": "rows"}
     found |= {"o": layout("o"), "ffn.gate": layout("gate")}
     if "up" in sparse:
-        return found | {"ffn.up": "input-major", "ffn.down": "rows"}
-    return found | {"ffn.up_down": "bundle"}
+        found |= {"ffn.up": "input-major", "ffn.down": "rows"}
+    else:
+        found |= {"ffn.up_down": "bundle"}
+    return found
 
 
 def layer_name(layer: int, part: str) -> str:

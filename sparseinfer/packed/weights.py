@@ -101,8 +101,8 @@ class LayerWeights:
         assert self.qkv is not None  # checked when made
         assert self.o is not None
         q, kv = self.o.columns, (self.qkv.rows - self.o.columns) // 2
-        parts = split_rows(self.qkv, self.qkv_bias, [q, kv, kv])
-        return AttentionProjections(*parts, Projection(self.o, self.o_bias))
+        queries, keys, values = split_rows(self.qkv, self.qkv_bias, [q, kv, kv])
+        return AttentionProjections(queries, keys, values, Projection(self.o, self.o_bias))
 
 
 def split_rows(matrix: Matrix, bias: Tensor | None, sizes: Sequence[int]) -> list[Projection]:

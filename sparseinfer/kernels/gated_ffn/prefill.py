@@ -63,7 +63,8 @@ def _from_all_gates(x: Tensor, weights: FfnWeights, gemm: Gemm) -> FfnOutput:
     a = activation(weights.phi, g)
     a = torch.where(kept(a, weights.threshold), a, 0.0)
     if weights.top_k is not None:
-        native().keep_largest(a.data_ptr(), *a.shape, weights.top_k, gemm.pool.native)
+        rows, neurons = a.shape
+        native().keep_largest(a.data_ptr(), rows, neurons, weights.top_k, gemm.pool.native)
     keep = a != 0
     u, up_used = project(x, weights.up_projection, gemm)
     h = torch.where(keep, a * up_activation(weights.psi, u), 0.0)
