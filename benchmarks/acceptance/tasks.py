@@ -52,7 +52,9 @@ def tasks(_work: Path) -> list[Figure]:
         figures.append(
             at_least(f"{name}: same predictions as lm-eval's backend", float(same), BOUND, detail)
         )
-        figures.append(shown(f"{name}: largest difference of a log-probability", _apart(mine, other)))
+        figures.append(
+            shown(f"{name}: largest difference of a log-probability", _apart(mine, other))
+        )
     return figures
 
 

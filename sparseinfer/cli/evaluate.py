@@ -55,9 +55,7 @@ def evaluate(
         str | None,
         typer.Option(help="lm-eval tasks, as arc_easy,piqa,hellaswag (extra 'tasks')."),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Examples of each task; default all.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Examples of each task; default all.")] = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write report.json and report.md here.")
     ] = None,
@@ -157,7 +155,10 @@ def _rows(result: Evaluation) -> list[tuple[str, str]]:
         dead = sum(one.dead for one in layers) / len(layers)
         hot = sum(one.hot for one in layers) / len(layers)
         rows += [
-            ("neurons", f"{percent(dead)} dead, {percent(hot)} hot ({result.firing.tokens} tokens)"),
+            (
+                "neurons",
+                f"{percent(dead)} dead, {percent(hot)} hot ({result.firing.tokens} tokens)",
+            ),
             ("CETT", _span([one.cett for one in layers])),
         ]
     else:

@@ -108,7 +108,9 @@ class EngineLM(TemplateLM):
         return answers
 
     def loglikelihood_rolling(
-        self, requests: list[Any], disable_tqdm: bool = True
+        self,
+        requests: list[Any],
+        disable_tqdm: bool = True,  # noqa: ARG002 - lm-eval's signature; there is no bar
     ) -> list[float]:
         """Natural-log probability of each whole text, in windows that fill the context."""
         answers = []
@@ -126,7 +128,11 @@ class EngineLM(TemplateLM):
             self._progress("scoring texts", done, len(requests))
         return answers
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+    def generate_until(
+        self,
+        requests: list[Any],
+        disable_tqdm: bool = True,  # noqa: ARG002 - lm-eval's signature; there is no bar
+    ) -> list[str]:
         """Text that follows each context, up to the first stop string.
 
         Raises:
@@ -164,10 +170,12 @@ class EngineLM(TemplateLM):
         return total, greedy
 
     def _continue(self, context: str, options: dict[str, Any]) -> str:
-        settings = normalize_gen_kwargs(options, MAX_NEW_TOKENS)
+        settings: dict[str, Any] = {**normalize_gen_kwargs(options, MAX_NEW_TOKENS)}
         unknown = sorted(set(settings) - _KNOWN)
         if unknown:
-            raise ConfigError(f"a task generates with {unknown[0]}, which this engine does not have")
+            raise ConfigError(
+                f"a task generates with {unknown[0]}, which this engine does not have"
+            )
         room = settings["max_gen_toks"]
         if room >= self.max_length:
             raise ConfigError(

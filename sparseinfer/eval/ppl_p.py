@@ -1,10 +1,10 @@
 """PPL-p% sparsity: how many neurons a model can do without before its perplexity rises by p%.
 
-The metric of Sparsing Law (2411.02335). A neuron's output is h_i W_down[:, i]; per token those below
-a threshold of the layer are left out. CETT of a layer is the norm of what is left out over the norm
-of the whole output, mean over tokens. One CETT for all layers gives each its threshold, and it is
-raised until the perplexity is (1 + p) times that of the model with all neurons. The mask needs
-h, so it skips rows of `down` alone; it measures models, it is no way to run them.
+The metric of Sparsing Law (2411.02335). A neuron's output is h_i W_down[:, i]; per token those
+below a threshold of the layer are left out. CETT of a layer is the norm of what is left out over
+the norm of the whole output, mean over tokens. One CETT for all layers gives each its threshold,
+and it is raised until the perplexity is (1 + p) times that of the model with all neurons. The mask
+needs h, so it skips rows of `down` alone; it measures models, it is no way to run them.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class TaskResults:
     sparsities: Sparsities
     """Of all tokens that the tasks ran, prompts and answers together."""
     harness: dict[str, Any]
-    """As lm-eval writes them to `results.json`, without what it says of time, machine and folder."""
+    """As lm-eval writes them to a file, without what it says of time, machine and folder."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,15 @@ def run_tasks(
     Raises:
         ConfigError, NumericalError: as `EngineLM`.
     """
-    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+    import lm_eval  # pyright: ignore[reportMissingImports]
     from lm_eval.utils import handle_non_serializable  # pyright: ignore[reportMissingImports]
 
     from sparseinfer.eval.engine_lm import EngineLM
 
     model.reset_sparsity()
     with _quiet():
-        results: Any = simple_evaluate(
+        run: Any = lm_eval.simple_evaluate
+        results = run(
             EngineLM(model, tokenizer, name=name, progress=progress),
             tasks=list(tasks.loaded),
             task_manager=tasks.manager,
@@ -163,7 +164,9 @@ def _load(manager: Any, name: str, where: str) -> list[Any]:
         ) from error
     for task in found["tasks"].values():
         if getattr(task, "UNSAFE_CODE", False):
-            raise UnsupportedError(f"task {name} runs code that models write; that is not done here")
+            raise UnsupportedError(
+                f"task {name} runs code that models write; that is not done here"
+            )
         if getattr(task, "MULTIMODAL", False):
             raise UnsupportedError(f"task {name} has pictures or sound; models here read text")
     groups = found.get("groups", {})

@@ -54,9 +54,7 @@ def _arrow(path: Path) -> Iterator[Row]:
     try:
         import pyarrow
     except ImportError as error:
-        raise SourceError(
-            "task data needs pyarrow: pip install 'sparseinfer[tasks]'"
-        ) from error
+        raise SourceError("task data needs pyarrow: pip install 'sparseinfer[tasks]'") from error
     with pyarrow.memory_map(str(path)) as file:
         yield from pyarrow.ipc.open_stream(file).read_all().to_pylist()
 
@@ -83,8 +81,10 @@ def _labelled(choices: list[str], answer: int) -> Row:
 
 
 def _questions(path: Path) -> Iterator[tuple[str, list[str], int]]:
-    """(question, choices, index of the right one) of a file of requests, which has one line for each
-    choice of an example, and all of them again for the choices without their questions."""
+    """(question, choices, index of the right one) of a file of requests.
+
+    It has one line for each choice of an example, and then all of them again without questions.
+    """
     seen = -1
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:

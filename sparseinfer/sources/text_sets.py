@@ -78,7 +78,7 @@ def hub_text(reference: str) -> tuple[str, ...]:
     if offline():
         options["download_config"] = datasets.DownloadConfig(local_files_only=True)
     try:
-        rows = datasets.load_dataset("/".join(parts[:2]), *parts[2:], **options)
+        rows: Any = datasets.load_dataset("/".join(parts[:2]), *parts[2:], **options)
         documents = tuple(row["text"] for row in rows)
     except KeyError as error:
         raise SourceError(f"text 'hf:{reference}' has no column 'text'") from error

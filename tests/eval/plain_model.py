@@ -1,4 +1,4 @@
-"""Converted models in transformers, written out plainly: what passes over layers are tested with."""
+"""Converted models in transformers, written out plainly: what our passes are tested against."""
 
 from __future__ import annotations
 

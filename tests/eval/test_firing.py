@@ -69,7 +69,9 @@ def expected(folder, rules, windows):
         plain = replace(rules, thresholds=(), top_k=None, inputs={})
         whole_seen = []
         whole_model = plain_model(folder, plain, whole_seen)
-        whole = torch.stack([whole_model.model.layers[layer].mlp(row[None, None])[0, 0] for row in x])
+        whole = torch.stack(
+            [whole_model.model.layers[layer].mlp(row[None, None])[0, 0] for row in x]
+        )
         lost = torch.tensor(
             [float((w - k).norm() / w.norm()) for w, k in zip(whole, y, strict=True)]
         )

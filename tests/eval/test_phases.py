@@ -16,7 +16,9 @@ def test_counts_are_those_of_four_greedy_continuations(sparse):
     prefill, decode = (phase_sparsity(model, model.sparsity(p)) for p in ("prefill", "decode"))
     alone = load(sparse, threads=1)
     for start in (0, 436 // 3, 2 * 436 // 3, 436):
-        assert len(list(alone.generate(stream[start : start + 64], max_tokens=64, stop_ids=()))) == 64
+        assert (
+            len(list(alone.generate(stream[start : start + 64], max_tokens=64, stop_ids=()))) == 64
+        )
     assert model.sparsity("decode") == alone.sparsity("decode")
     assert model.sparsity("prefill") == alone.sparsity("prefill")
     assert (prefill.tokens, decode.tokens) == (4 * 64, 4 * 63)

