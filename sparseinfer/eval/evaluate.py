@@ -53,7 +53,7 @@ class Evaluation:
     """Realised neuron sparsity per layer."""
     sparsities: Sparsities
     prefill: PhaseSparsity | None
-    """Of all tokens in scored windows; of the prompts of `decode` where decoding scored the text."""
+    """Of all tokens in scored windows; where decoding scored them, of the prompts of `decode`."""
     decode: PhaseSparsity | None
     """Of tokens generated after pieces of the text; None where the context has no room for any."""
     threshold_deciles: tuple[tuple[float, ...], ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -291,7 +292,20 @@ def test_limits_below_1_are_refused(limit):
         open_tasks(["piqa"], limit)
 
 
-def test_unknown_tasks_are_refused_with_what_there_is():
+@pytest.fixture
+def few_definitions(monkeypatch):
+    """lm-eval with a few of its tasks alone: reading all thousands of files takes long."""
+    import lm_eval.tasks
+
+    def manager(**_options):
+        folders = [Path(lm_eval.tasks.__file__).parent / name for name in ("super_glue", "piqa")]
+        return original(include_defaults=False, include_path=folders)
+
+    original = lm_eval.tasks.TaskManager
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
+
+
+def test_unknown_tasks_are_refused_with_what_there_is(few_definitions):
     with pytest.raises(ConfigError, match="hellaswag") as refused:
         open_tasks(["piqa", "helaswag"])
     message = str(refused.value)
@@ -301,7 +315,7 @@ def test_unknown_tasks_are_refused_with_what_there_is():
     assert "\n" not in message
 
 
-def test_examples_that_cannot_be_had_say_how_to_get_them(monkeypatch):
+def test_examples_that_cannot_be_had_say_how_to_get_them(few_definitions, monkeypatch):
     def fail(*_arguments, **_options):
         raise ConnectionError("no\nroute to host")
 
