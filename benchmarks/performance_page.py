@@ -237,9 +237,17 @@ def draw(results: list[Result], path: Path) -> None:
                 fillstyle="full" if ours else "none",
             )
             label = ("dense" if row["target"] == 0 else target(row)) if ours else row["side"]
-            axis.annotate(label, (size, speed), (4, 4), textcoords="offset points", fontsize=7)
+            # Ours above their points, baselines below: they often lie on each other.
+            offset, side = ((4, 4), "left") if ours else ((-5, -9), "right")
+            axis.annotate(
+                label, (size, speed), offset, textcoords="offset points", fontsize=7, ha=side
+            )
         axis.set(xscale="log", yscale="log", title=result["model"]["name"])
         axis.set(xlabel="MB read per token", ylabel="tokens per second")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_formatter("{x:g}")
+            scale.set_minor_formatter("{x:g}")
+            scale.set_tick_params(which="both", labelsize=7)
         for weights in (one["weights"] for one in result["formats"]):
             axis.plot([], [], "o", color=COLOURS[weights], label=weights)
         axis.legend(fontsize=8)

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from pathlib import Path
@@ -74,6 +74,28 @@ def check_output(out: Path, *, force: bool = False) -> None:
         )
     with suppress(_Unwanted), atomic_folder(out, force=force, keep_parents=False):
         raise _Unwanted
+
+
+def check_replaceable(
+    out: Path, source: Path, *, force: bool, kind: str, is_kind: Callable[[Path], bool]
+) -> None:
+    """As `check_output`, for results made from the folder `source`: only results of the same kind,
+    and empty folders, are replaced, and never the source or a folder around it.
+
+    Args:
+        kind: what a result is called: "a packed artifact".
+
+    Raises:
+        OutputError: any of these.
+    """
+    check_output(out, force=force)
+    if not os.path.lexists(out):
+        return
+    resolved = out.resolve()
+    if resolved == source.resolve() or resolved in source.resolve().parents:
+        raise OutputError(f"{out} holds the model that is read; choose another output (-o)")
+    if not is_kind(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise OutputError(f"{out} is not {kind}; --force only replaces those")
 
 
 class _Unwanted(Exception):

@@ -28,5 +28,10 @@ def at_least(name: str, measured: float, bound: float, detail: str = "") -> Figu
     return Figure(name, measured, bound, measured >= bound, detail, "at least")
 
 
+def shown(name: str, measured: float, detail: str = "") -> Figure:
+    """A figure that nothing was promised of."""
+    return Figure(name, measured, None, True, detail, "at least")
+
+
 def not_measured(name: str, bound: float | None, kind: Kind, why: str) -> Figure:
     return Figure(name, None, bound, False, why, kind)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,7 +11,7 @@ from typing import cast
 import torch
 
 from sparseinfer import arch
-from sparseinfer.atomic import check_output
+from sparseinfer.atomic import check_replaceable
 from sparseinfer.checkpoint import Checkpoint, is_converted, write_converted
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.checkpoint.writer import validate_weights
@@ -27,7 +26,7 @@ from sparseinfer.convert.calibrate import (
 from sparseinfer.convert.card import model_card
 from sparseinfer.convert.method import Method
 from sparseinfer.convert.methods import METHODS
-from sparseinfer.errors import ConfigError, OutputError, UnsupportedError
+from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.formats import WeightFormats
 from sparseinfer.packed import is_packed
 from sparseinfer.sources import CALIBRATION_TEXT, ResolvedModel, load_text, resolve_model
@@ -86,7 +85,9 @@ def convert(
     calibration_text = load_text(text) if sparsity is not None else None
     resolved = resolve_model(model, dtype=dtype)
     target = Path(out) if out is not None else Path(f"{resolved.name}-{act}")
-    _check_output(target, resolved.path, force)
+    check_replaceable(
+        target, resolved.path, force=force, kind="a converted checkpoint", is_kind=is_converted
+    )
     if is_packed(resolved.path):
         raise UnsupportedError(
             f"{resolved.path} is packed; convert the checkpoint it was packed from, then pack that"
@@ -185,18 +186,6 @@ def _check_options(
         raise ConfigError(f"calibration tokens {calibration_tokens} is not a positive number")
     if dtype not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"dtype {dtype!r} is not one of auto, fp32, bf16")
-
-
-def _check_output(out: Path, source: Path, force: bool) -> None:
-    """Refuses early, and refuses to overwrite what is not a converted checkpoint."""
-    check_output(out, force=force)
-    if not os.path.lexists(out):
-        return
-    resolved = out.resolve()
-    if resolved == source.resolve() or resolved in source.resolve().parents:
-        raise OutputError(f"{out} holds the model to convert; choose another output (-o)")
-    if not is_converted(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{out} is not a converted checkpoint; --force only replaces those")
 
 
 def _check_parent(method: Method, parent: Checkpoint) -> None:

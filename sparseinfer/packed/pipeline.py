@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparseinfer.atomic import check_output
+from sparseinfer.atomic import check_replaceable
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
-from sparseinfer.errors import CheckpointError, OutputError, UnsupportedError
+from sparseinfer.errors import CheckpointError, UnsupportedError
 from sparseinfer.formats import WeightFormats, import_dtype
 from sparseinfer.packed.layout import PACKED
 from sparseinfer.packed.reader import is_packed
@@ -61,7 +60,9 @@ def pack_model(
             f"{resolved.path} is packed already; give the checkpoint it was packed from"
         )
     target = Path(out) if out is not None else Path(f"{resolved.name}-{weights}")
-    _check_output(target, resolved.path, force)
+    check_replaceable(
+        target, resolved.path, force=force, kind="a packed artifact", is_kind=is_packed
+    )
     checkpoint = Checkpoint.open(resolved.path)
     write_packed(
         checkpoint,
@@ -80,18 +81,6 @@ def pack_model(
         source_bytes=checkpoint.weight_bytes,
         packed_bytes=(target / PACKED).stat().st_size,
     )
-
-
-def _check_output(out: Path, source: Path, force: bool) -> None:
-    """Refuses early, and refuses to overwrite what is not a packed artifact."""
-    check_output(out, force=force)
-    if not os.path.lexists(out):
-        return
-    resolved = out.resolve()
-    if resolved == source.resolve() or resolved in source.resolve().parents:
-        raise OutputError(f"{out} holds the model to pack; choose another output (-o)")
-    if not is_packed(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{out} is not a packed artifact; --force only replaces those")
 
 
 def _tokenizer(resolved: ResolvedModel) -> Tokenizer | None:

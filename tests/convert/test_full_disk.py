@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
 
 import pytest
 
@@ -13,29 +12,6 @@ from sparseinfer.checkpoint import Checkpoint, shards
 from sparseinfer.errors import OutputError
 
 from .conftest import listing
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """small_disk(kilobytes) -> a folder on a file system of that size."""
-    mounted = []
-
-    def mount(kilobytes):
-        folder = tmp_path / f"disk-{kilobytes}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError:
-            pytest.skip("there is no mount command")
-        if done.returncode != 0:
-            pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def refused(convert, out, model, act="fatrelu", **options):

@@ -116,6 +116,10 @@ void attend_of(const AttentionHead &h) {
         reinterpret_cast<const T *>(h.values.data + h.kv_head * h.values.head_stride) + h.begin * n;
     Input query{};
     query.x = h.query;
+    if (F == Format::bf16) {
+        order_input(h.query, n, h.out);    // which is written to last
+        query.x = h.out;
+    }
     const float factor = 1.0f / __builtin_sqrtf(static_cast<float>(n));
     float most = -__builtin_inff();
     for (int64_t t0 = 0; t0 < count; t0 += 16) {

@@ -4,7 +4,7 @@
 // the up rows of the batch before, those for its down rows, and those for the next gate rows.
 
 constexpr int kGateRows = 16;    // gate rows per step
-constexpr int kEnough = 8;       // kept neurons that make a batch worth an up and down pass
+constexpr int kEnough = 16;      // kept neurons of an up and down pass: what `sums` adds up at once
 constexpr int kBatch = kEnough - 1 + kGateRows;
 constexpr int kShare = kWidth == 16 ? 4 : 1;    // batch rows that share a widened down row
 
@@ -15,6 +15,18 @@ struct FfnBatch {
     uint16_t mask[kBatch];    // bit b: row b keeps the neuron
     float a[kMaxRows][kBatch];
 };
+
+// Takes all neurons but the first kEnough over into an empty batch.
+inline void carry_over(FfnBatch &from, int64_t rows, FfnBatch &to) {
+    to.range = from.range;
+    to.count = from.count - kEnough;
+    for (int i = 0; i < to.count; i++) {
+        to.neuron[i] = from.neuron[kEnough + i];
+        to.mask[i] = from.mask[kEnough + i];
+        for (int64_t b = 0; b < rows; b++) to.a[b][i] = from.a[b][kEnough + i];
+    }
+    from.count = kEnough;
+}
 
 struct FfnScratch {
     FfnBatch batches[2];
@@ -196,6 +208,8 @@ void ffn_ranges_of(const FfnWeights &w, const FfnCall &call, int64_t first, int6
 
             Soon gates{gate, known, row_bytes};
             finish_batch<F>(w, call, before, s, gates);
+            if (batch.count > kEnough && i0 + kGateRows < end)
+                carry_over(batch, call.rows, before);
             now = 1 - now;
         }
     }

@@ -100,6 +100,7 @@ inline void dot_sixteen(const uint8_t *const *rows, int count, const uint16_t *w
 }
 
 inline int64_t column_position(Format format, int64_t column, int64_t columns) {
+    if (format == Format::bf16) return bf16_position(column, columns);
     return format == Format::int4 ? int4_position(column, groups_of(columns)) : column;
 }
 

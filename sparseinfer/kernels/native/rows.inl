@@ -29,30 +29,79 @@ inline void prefetch_start(const uint8_t *p, int64_t bytes) {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// bf16 rows are read in blocks of 2 kWidth columns, even columns first: inputs and accumulators are
+// in the order of `bf16_position`. What is left of a row behind its last block is in natural order.
+constexpr int64_t kPairs = 2 * kWidth;
+
+inline int64_t bf16_position(int64_t column, int64_t columns) {
+    const int64_t block = column / kPairs * kPairs, in = column - block;
+    return block + kPairs > columns ? column : block + in % 2 * kWidth + in / 2;
+}
+
+// x in that order.
+inline void order_input(const float *x, int64_t columns, float *out) {
+    int64_t k = 0;
+    for (; k + kPairs <= columns; k += kPairs)
+        for (int i = 0; i < kWidth; i++) {
+            out[k + i] = x[k + 2 * i];
+            out[k + kWidth + i] = x[k + 2 * i + 1];
+        }
+    for (; k < columns; k++) out[k] = x[k];
+}
+
+// One block of a row, widened.
+template <class T>
+struct Reader;
+
+template <>
+struct Reader<float> {
+    static constexpr int kVecs = 1;    // of a block
+    static void read(const float *p, Vec *out) { out[0] = load(p); }
+};
+
+template <>
+struct Reader<bf16> {
+    static constexpr int kVecs = 2;
+    static void read(const bf16 *p, Vec *out) {
+        const Pair v = load_pair(p);
+        out[0] = v.even;
+        out[1] = v.odd;
+    }
+};
+
 // out[b]: partial sums of row . in[b].x for n elements.
 template <class T, int B>
 inline void dot_plain(const uint8_t *bytes, const Input *in, int64_t n, const uint8_t *ahead,
                       Vec *out) {
     const T *row = reinterpret_cast<const T *>(bytes);
-    constexpr int kStep = kChains * kWidth;
+    constexpr int kVecs = Reader<T>::kVecs, kStep = kChains * kWidth, kBlock = kVecs * kWidth;
     Vec chain[B][kChains];
     for (int b = 0; b < B; b++)
         for (int c = 0; c < kChains; c++) chain[b][c] = zero();
+    const auto add_block = [&](int64_t k, int c0) {
+        Vec w[kVecs];
+        Reader<T>::read(row + k, w);
+        for (int v = 0; v < kVecs; v++)
+            for (int b = 0; b < B; b++)
+                chain[b][c0 + v] = fma(w[v], load(in[b].x + k + v * kWidth), chain[b][c0 + v]);
+    };
     int64_t k = 0;
     for (; k + kStep <= n; k += kStep) {
         if (ahead)
             for (int64_t i = 0; i < kStep * static_cast<int64_t>(sizeof(T)); i += kLine)
                 prefetch(ahead + k * sizeof(T) + i);
-        for (int c = 0; c < kChains; c++) {
-            const Vec w = load(row + k + c * kWidth);
-            for (int b = 0; b < B; b++)
-                chain[b][c] = fma(w, load(in[b].x + k + c * kWidth), chain[b][c]);
-        }
+#pragma GCC unroll 8
+        for (int c = 0; c < kChains; c += kVecs) add_block(k + c * kWidth, c);
     }
-    for (int c = 0; c < kChains; c++) {
-        if (k + kWidth > n) break;
+#pragma GCC unroll 8
+    for (int c = 0; c < kChains; c += kVecs) {
+        if (k + kBlock > n) break;
+        add_block(k, c);
+        k += kBlock;
+    }
+    if (k + kWidth <= n) {    // bf16 only: half a block
         const Vec w = load(row + k);
-        for (int b = 0; b < B; b++) chain[b][c] = fma(w, load(in[b].x + k), chain[b][c]);
+        for (int b = 0; b < B; b++) chain[b][0] = fma(w, load(in[b].x + k), chain[b][0]);
         k += kWidth;
     }
     if (k < n) {
@@ -73,7 +122,8 @@ inline void dot_plain(const uint8_t *bytes, const Input *in, int64_t n, const ui
 template <class T, int R, int B>
 inline void axpy_plain(const uint8_t *const *bytes, const float *const *scale, int64_t n,
                        const uint8_t *const *ahead, float *const *acc) {
-    constexpr int64_t kBlock = kLine / sizeof(T);
+    constexpr int kVecs = Reader<T>::kVecs;
+    constexpr int64_t kBlock = kVecs * kWidth, kLineColumns = kLine / sizeof(T);
     Vec s[R][B];
     const T *rows[R];
     for (int r = 0; r < R; r++) {
@@ -81,24 +131,29 @@ inline void axpy_plain(const uint8_t *const *bytes, const float *const *scale, i
         rows[r] = reinterpret_cast<const T *>(bytes[r]);
     }
     int64_t k = 0;
-    for (; k + kWidth <= n; k += kWidth) {
-        if (k % kBlock == 0 && *ahead)
+    for (; k + kBlock <= n; k += kBlock) {
+        if (k % kLineColumns == 0 && *ahead)
             for (int r = 0; r < R; r++) prefetch(ahead[r] + k * sizeof(T));
-        Vec v[B];
-        for (int b = 0; b < B; b++) v[b] = load(acc[b] + k);
+        Vec v[B][kVecs];
+        for (int b = 0; b < B; b++)
+            for (int c = 0; c < kVecs; c++) v[b][c] = load(acc[b] + k + c * kWidth);
         for (int r = 0; r < R; r++) {
-            const Vec w = load(rows[r] + k);
-            for (int b = 0; b < B; b++) v[b] = fma(w, s[r][b], v[b]);
+            Vec w[kVecs];
+            Reader<T>::read(rows[r] + k, w);
+            for (int b = 0; b < B; b++)
+                for (int c = 0; c < kVecs; c++) v[b][c] = fma(w[c], s[r][b], v[b][c]);
         }
-        for (int b = 0; b < B; b++) store(acc[b] + k, v[b]);
+        for (int b = 0; b < B; b++)
+            for (int c = 0; c < kVecs; c++) store(acc[b] + k + c * kWidth, v[b][c]);
     }
-    if (k < n) {
+    for (; k < n; k += kWidth) {    // at most two: bf16 may have half a block and a part
+        const int64_t count = smaller(kWidth, n - k);
         Vec v[B];
-        for (int b = 0; b < B; b++) v[b] = load_part(acc[b] + k, n - k);
+        for (int b = 0; b < B; b++) v[b] = load_part(acc[b] + k, count);
         for (int r = 0; r < R; r++) {
-            const Vec w = load_part(rows[r] + k, n - k);
+            const Vec w = load_part(rows[r] + k, count);
             for (int b = 0; b < B; b++) v[b] = fma(w, s[r][b], v[b]);
         }
-        for (int b = 0; b < B; b++) store_part(acc[b] + k, v[b], n - k);
+        for (int b = 0; b < B; b++) store_part(acc[b] + k, v[b], count);
     }
 }
