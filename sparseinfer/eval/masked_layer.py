@@ -26,7 +26,7 @@ class Rules:
         shift: taken from the gate value before phi.
         input_relu: a ReLU follows each norm that feeds attention or FFN.
         thresholds: on |phi(g)|, one [I] per layer; empty for none.
-        top_k: only so many neurons of a token, those with the largest |phi(g)|; None for all.
+        top_k: of those only so many of a token, with the largest |phi(g)|; None for all.
         inputs: thresholds on the inputs of projections (q, k, v, o, gate, up, down), one [in] per
             layer.
     """
@@ -160,7 +160,6 @@ class _Ffn:
         k = self._rules.top_k
         if k is not None and k < a.shape[1]:
             # Stable: of equal values the one with the lower index stays.
-            order = magnitudes.sort(dim=1, descending=True, stable=True).indices
-            largest = torch.zeros_like(keep).scatter_(1, order[:, :k], True)
-            keep &= largest
+            order = torch.where(keep, magnitudes, -1.0).sort(dim=1, descending=True, stable=True)
+            keep &= torch.zeros_like(keep).scatter_(1, order.indices[:, :k], True)
         return keep

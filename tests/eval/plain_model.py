@@ -56,6 +56,7 @@ def _hidden(mlp, x, index, rules):
     if rules.thresholds:
         keep = keep & (a.abs() >= rules.thresholds[index])
     if rules.top_k is not None:
-        best = sorted(range(len(a)), key=lambda i: (-float(a[i].abs()), i))[: rules.top_k]
-        keep = keep & torch.tensor([i in set(best) for i in range(len(a))])
+        kept = [i for i in range(len(a)) if keep[i]]
+        best = set(sorted(kept, key=lambda i: (-float(a[i].abs()), i))[: rules.top_k])
+        keep = torch.tensor([i in best for i in range(len(a))])
     return cut(torch.where(keep, a * u, 0.0), "down")

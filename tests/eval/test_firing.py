@@ -33,6 +33,7 @@ RULES = {
     "none": Rules("silu", "id"),
     "thresholds": Rules("silu", "id", thresholds=_vectors(INNER, 0.4, 0)),
     "top-k": Rules("silu", "id", top_k=9),
+    "thresholds and top-k": Rules("silu", "id", thresholds=_vectors(INNER, 0.6, 5), top_k=20),
     "relu": Rules("relu", "id"),
     "shifted": Rules("relu", "id", shift=0.25),
     "drelu": Rules("relu", "relu"),
@@ -109,7 +110,7 @@ def test_statistics_are_those_of_loops_over_a_whole_model(dense, windows, name):
         assert all(one.hot == 1 and one.active_std == 0 for one in found.layers)
     if name == "top-k":
         assert all(one.active_mean == pytest.approx(9 / INNER) for one in found.layers)
-    if name in ("thresholds", "top-k", "inputs", "down"):
+    if "thresholds" in name or name in ("top-k", "inputs", "down"):
         assert all(0.05 < one.cett < 1.5 for one in found.layers)
 
 
