@@ -239,6 +239,11 @@ def is_ffn_tensor(name: str) -> bool:
     return ".mlp." in name
 
 
+def is_attention_tensor(name: str) -> bool:
+    """q, k, v or o, weight or bias."""
+    return ".self_attn." in name and not is_derived_tensor(name)
+
+
 def is_derived_tensor(name: str) -> bool:
     """Tensors of old checkpoints that are computed from the config and carry no information."""
     return name.endswith("rotary_emb.inv_freq")

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sparseinfer.errors import ConfigError
 
@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 Phi = Literal["silu", "relu", "relu2"]
 Psi = Literal["id", "relu"]
 DTypeName = Literal["fp32", "bf16", "fp16"]
+ProjectionName = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 TORCH_NAMES: dict[DTypeName, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Our names of weight types -> those of torch and of `config.json`."""
@@ -69,6 +70,12 @@ class ModelConfig:
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ConfigError(f"sliding_window {self.sliding_window} is neither None nor above 0")
 
+    def inputs_of(self, projection: str) -> int:
+        """Inputs of one of `ProjectionName`, per layer."""
+        if projection == "o":
+            return self.num_heads * self.head_dim
+        return self.intermediate_size if projection == "down" else self.hidden_size
+
     @property
     def ffn_weights_per_layer(self) -> int:
         """Weights in gate, up and down of one layer (biases not counted)."""
@@ -110,9 +117,36 @@ class SparsityRecord(_Record):
     phi: Phi
     psi: Psi = "id"
     rule: Literal["gate"] = "gate"
+    mask: str = Field(default="gate", pattern=r"^(gate|topk:[1-9][0-9]{0,8})$")
+    """`gate`: every neuron whose activation reaches its threshold; `topk:K`: of those, the K of
+    largest magnitude."""
+    input_thresholds: tuple[ProjectionName, ...] = ()
+    """Projections with thresholds on their inputs."""
+    shift: float = Field(default=0.0, allow_inf_nan=False)
+    """b in relu(x - b), where phi is relu or relu2."""
+    input_relu: bool = False
+    """A ReLU after each norm that feeds attention or FFN."""
     has_thresholds: bool
     target_neuron_sparsity: float | None = Field(default=None, ge=0, lt=1)
     threshold: float | None = Field(default=None, ge=0)
     """The one threshold of all layers, where the method uses a constant (fatrelu)."""
     calibration: CalibrationRecord | None = None
     parent: ParentRecord
+
+    @field_validator("input_thresholds")
+    @classmethod
+    def _each_once(cls, names: tuple[ProjectionName, ...]) -> tuple[ProjectionName, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("a projection is named twice")
+        return names
+
+    @model_validator(mode="after")
+    def _shift_fits_phi(self) -> SparsityRecord:
+        if self.shift != 0 and self.phi == "silu":
+            raise ValueError("shift goes with relu and relu2 only")
+        return self
+
+    @property
+    def top_k(self) -> int | None:
+        """K of `topk:K`."""
+        return int(self.mask.removeprefix("topk:")) if self.mask != "gate" else None

@@ -7,14 +7,17 @@
 * model byte sparsity: the same over all weight bytes that one dense decode step reads (one
   embedding row; a tied head once; group scales included).
 
+A projection with thresholds on its inputs reads of its bytes the fraction of inputs that count:
+stored by input, the others are not read.
+
 Bytes are those of the weights as they are held in memory, whatever type they were stored in. The
 key-value cache is counted beside them, never among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sparseinfer.config import ModelConfig
 from sparseinfer.formats import WeightFormats
@@ -27,19 +30,42 @@ class SparsityCounts:
 
     tokens: int
     up_rows: tuple[int, ...]
+    """Where up has thresholds on its inputs all of it is computed; this counts the neurons kept."""
     down_rows: tuple[int, ...]
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Projection -> inputs that count, for each layer; only of projections with thresholds on their
+    inputs."""
 
     def __add__(self, other: SparsityCounts) -> SparsityCounts:
+        """
+        Raises:
+            ValueError: another number of layers, or other projections with thresholds.
+        """
+        if self.inputs.keys() != other.inputs.keys():
+            raise ValueError("counts of models with different thresholds on inputs do not add up")
         return SparsityCounts(
             self.tokens + other.tokens,
-            tuple(a + b for a, b in zip(self.up_rows, other.up_rows, strict=True)),
-            tuple(a + b for a, b in zip(self.down_rows, other.down_rows, strict=True)),
+            _sums(self.up_rows, other.up_rows),
+            _sums(self.down_rows, other.down_rows),
+            {name: _sums(used, other.inputs[name]) for name, used in self.inputs.items()},
         )
+
+    def input_density(self, config: ModelConfig) -> dict[str, list[float]]:
+        """Projection -> fraction of inputs that count, for each layer, in [0, 1]."""
+        seen = max(self.tokens, 1)
+        return {
+            name: [count / (seen * config.inputs_of(name)) for count in used]
+            for name, used in self.inputs.items()
+        }
 
     def neuron_sparsity(self, config: ModelConfig) -> list[float]:
         """Fraction of neurons skipped, for each layer, in [0, 1]."""
         seen = max(self.tokens, 1) * config.intermediate_size
         return [1 - rows / seen for rows in self.up_rows]
+
+
+def _sums(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
 @dataclass(frozen=True)
@@ -49,9 +75,11 @@ class ByteCounts:
     ffn_dense: float
     ffn_read: float
     other: float
-    """Embedding row, attention, norms, biases and head: the same dense and sparse."""
+    """Embedding row, attention, norms, biases and head of a dense step."""
     kv: int
     """Keys and values of the positions before the token; no weights."""
+    other_skipped: float = 0.0
+    """Bytes of q, k, v and o whose inputs do not count."""
 
     @property
     def model_dense(self) -> float:
@@ -61,7 +89,7 @@ class ByteCounts:
     @property
     def model_read(self) -> float:
         """All weight bytes of the sparse step."""
-        return self.ffn_read + self.other
+        return self.ffn_read + self.other - self.other_skipped
 
     @property
     def predicted_speedup(self) -> float:
@@ -87,21 +115,31 @@ def bytes_per_token(
     up_density: Sequence[float],
     down_density: Sequence[float],
     *,
+    inputs: Mapping[str, Sequence[float]] | None = None,
     context: int = 0,
 ) -> ByteCounts:
-    """Bytes of one gate-first decode step.
+    """Bytes of one decode step.
 
     Args:
         up_density, down_density: each layer's fraction of up and down rows read, in [0, 1].
+        inputs: projection -> each layer's fraction of inputs that count, in [0, 1], for projections
+            with thresholds on them. Of up it replaces `up_density`; of down it is `down_density`.
         context: positions in the key-value cache that the token attends to.
     """
     matrix = config.intermediate_size * row_bytes(formats.layers, config.hidden_size)
-    read = sum(matrix * (1 + up + down) for up, down in zip(up_density, down_density, strict=True))
+    inputs = inputs or {}
+    gate, up = inputs.get("gate", [1.0] * config.num_layers), inputs.get("up", up_density)
+    read = sum(matrix * sum(parts) for parts in zip(gate, up, down_density, strict=True))
+    attention = _attention_bytes(config, formats)
+    skipped = sum(
+        size * (1 - density) for name, size in attention.items() for density in inputs.get(name, ())
+    )
     return ByteCounts(
         ffn_dense=3 * matrix * config.num_layers,
         ffn_read=read,
         other=_other_bytes(config, formats),
         kv=kv_bytes(config, formats, context),
+        other_skipped=skipped,
     )
 
 
@@ -126,21 +164,35 @@ def sparsities(config: ModelConfig, formats: WeightFormats, counts: SparsityCoun
     seen = counts.tokens * config.intermediate_size
     up = [rows / seen for rows in counts.up_rows]
     down = [rows / seen for rows in counts.down_rows]
-    return _summary(config, formats, up, down)
+    return _summary(config, formats, up, down, counts.input_density(config))
 
 
 def expected_sparsities(
-    config: ModelConfig, formats: WeightFormats, layer_sparsity: Sequence[float]
+    config: ModelConfig,
+    formats: WeightFormats,
+    layer_sparsity: Sequence[float],
+    input_density: Mapping[str, Sequence[float]] | None = None,
 ) -> Sparsities:
-    """The three sparsities if each layer's neuron sparsity is as calibrated."""
+    """The three sparsities if each layer's are as calibrated.
+
+    Args:
+        layer_sparsity: neuron sparsity of each layer.
+        input_density: as `inputs` of `bytes_per_token`; that of down replaces what the neuron
+            sparsity gives.
+    """
     density = [1 - s for s in layer_sparsity]
-    return _summary(config, formats, density, density)
+    inputs = input_density or {}
+    return _summary(config, formats, density, inputs.get("down", density), inputs)
 
 
 def _summary(
-    config: ModelConfig, formats: WeightFormats, up: Sequence[float], down: Sequence[float]
+    config: ModelConfig,
+    formats: WeightFormats,
+    up: Sequence[float],
+    down: Sequence[float],
+    inputs: Mapping[str, Sequence[float]],
 ) -> Sparsities:
-    counted = bytes_per_token(config, formats, up, down)
+    counted = bytes_per_token(config, formats, up, down, inputs=inputs)
     return Sparsities(
         neuron=1 - sum(up) / len(up),
         ffn_bytes=1 - counted.ffn_read / counted.ffn_dense,
@@ -154,8 +206,7 @@ def _other_bytes(config: ModelConfig, formats: WeightFormats) -> int:
     """Bytes outside the FFN matrices that a decode step reads; vectors are fp32."""
     hidden, head = config.hidden_size, config.head_dim
     q_rows, kv_rows = config.num_heads * head, config.num_kv_heads * head
-    matrices = (q_rows + 2 * kv_rows) * row_bytes(formats.layers, hidden)
-    matrices += hidden * row_bytes(formats.layers, q_rows)
+    matrices = sum(_attention_bytes(config, formats).values())
     vectors = 2 * hidden
     if config.attention_bias:
         vectors += q_rows + 2 * kv_rows + hidden
@@ -165,3 +216,11 @@ def _other_bytes(config: ModelConfig, formats: WeightFormats) -> int:
     head_and_embedding_row = (config.vocab_size + 1) * row_bytes(formats.head, hidden)
     per_layer = matrices + row_bytes("fp32", vectors)
     return config.num_layers * per_layer + final_norm + head_and_embedding_row
+
+
+def _attention_bytes(config: ModelConfig, formats: WeightFormats) -> dict[str, int]:
+    """Bytes of each attention matrix of a layer."""
+    hidden, q_rows = config.hidden_size, config.num_heads * config.head_dim
+    row = row_bytes(formats.layers, hidden)
+    kv = config.num_kv_heads * config.head_dim * row
+    return {"q": q_rows * row, "k": kv, "v": kv, "o": hidden * row_bytes(formats.layers, q_rows)}

@@ -145,3 +145,84 @@ def small_disk(tmp_path):
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+THRESHOLD_SIZES = {"q": 0.6, "k": 0.6, "v": 0.6, "o": 0.25, "gate": 0.6, "up": 0.6, "down": 0.1}
+"""At which about half of a tiny model's inputs count."""
+
+
+def _write_sparse(
+    parent: Path,
+    out: Path,
+    projections: tuple[str, ...] = (),
+    *,
+    hidden_act: str = "silu",
+    gate_threshold: float | None = None,
+    dtype: Any = None,
+    seed: int = 0,
+    **record: Any,
+) -> Path:
+    """Writes a converted checkpoint with random thresholds on the inputs of projections.
+
+    Args:
+        record: further fields of the conversion record (mask, shift, input_relu).
+    """
+    from sparseinfer import arch
+    from sparseinfer.checkpoint import Checkpoint, write_converted
+    from sparseinfer.config import ParentRecord, SparsityRecord
+
+    checkpoint = Checkpoint.open(parent)
+    config = checkpoint.config
+    phi, psi = arch.ACTIVATIONS[hidden_act]
+    random = torch.Generator().manual_seed(seed)
+
+    def vectors(size: int, scale: float) -> list[torch.Tensor]:
+        rows = torch.rand(config.num_layers, size, generator=random)
+        return list(scale * (0.5 + rows))
+
+    write_converted(
+        checkpoint,
+        out,
+        hidden_act=hidden_act,
+        record=SparsityRecord(
+            method="test",
+            phi=phi,
+            psi=psi,
+            has_thresholds=gate_threshold is not None,
+            input_thresholds=projections,
+            parent=ParentRecord(reference=str(parent), ffn_sha256=checkpoint.ffn_sha256),
+            **record,
+        ),
+        thresholds=None
+        if gate_threshold is None
+        else vectors(config.intermediate_size, gate_threshold),
+        input_thresholds={
+            name: vectors(config.inputs_of(name), THRESHOLD_SIZES[name]) for name in projections
+        },
+        card="a test",
+        dtype=dtype or checkpoint.dtype,
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def write_sparse() -> Callable[..., Path]:
+    """See `_write_sparse`."""
+    return _write_sparse
+
+
+@pytest.fixture(scope="session")
+def make_sparse(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """make_sparse(projections, model={}, **options of _write_sparse) -> folder, read-only."""
+    made: dict[str, Path] = {}
+
+    def make(
+        projections: tuple[str, ...] = (), model: dict[str, Any] | None = None, **options: Any
+    ) -> Path:
+        key = json.dumps([projections, model, options], sort_keys=True)
+        if key not in made:
+            out = tmp_path_factory.mktemp("sparse") / "tiny-sparse"
+            made[key] = _write_sparse(make_model(**model or {}), out, projections, **options)
+        return made[key]
+
+    return make

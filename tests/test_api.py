@@ -41,6 +41,8 @@ SIGNATURES = {
         "prefill": "auto",
     },
     sparseinfer.Model.set_thresholds: {"thresholds": EMPTY},
+    sparseinfer.Model.set_input_thresholds: {"thresholds": EMPTY},
+    sparseinfer.Model.set_top_k: {"k": EMPTY},
     sparseinfer.Model.generate: {
         "ids": EMPTY,
         "max_tokens": None,

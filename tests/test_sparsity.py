@@ -217,3 +217,50 @@ def test_counts_add_by_layer():
 def test_sparsity_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no tokens"):
         sparsities(config_of(SMOLLM2_135M), BF16, SparsityCounts(0, (0,) * 30, (0,) * 30))
+
+
+def test_bytes_of_projections_whose_inputs_count_in_part_by_hand():
+    """FFN matrices of 24 weights; q and o of 16, k and v of 8, in each of two layers."""
+    config = config_of(SMALL)
+    inputs = {"gate": [0.5, 1], "up": [0.25, 0], "q": [0.5, 0.5], "v": [0, 1], "o": [0.25, 0]}
+    counted = bytes_per_token(config, FP32, [1, 1], [0.5, 0.25], inputs=inputs)
+    assert counted.ffn_read == 4 * 24 * ((0.5 + 0.25 + 0.5) + (1 + 0 + 0.25))
+    assert counted.other_skipped == 4 * ((8 + 8 + 12) + (8 + 0 + 16))
+    dense = bytes_per_token(config, FP32, [1, 1], [1, 1])
+    assert counted.model_dense == dense.model_dense
+    skipped = 4 * (24 * (6 - 2.5) + 52)
+    assert counted.model_read == dense.model_dense - skipped
+
+
+def test_the_three_sparsities_of_counted_inputs_by_hand():
+    """5 tokens: 20 inputs of q, k, v, o, gate and up, 30 of down, in each layer."""
+    counts = SparsityCounts(
+        5, (30, 30), (15, 30), {"q": (10, 20), "gate": (5, 20), "up": (10, 0), "down": (15, 30)}
+    )
+    config = config_of(SMALL)
+    assert counts.input_density(config) == {
+        "q": [0.5, 1.0], "gate": [0.25, 1.0], "up": [0.5, 0.0], "down": [0.5, 1.0],
+    }  # fmt: skip
+    found = sparsities(config, FP32, counts)
+    assert found.neuron == 0
+    read = (0.25 + 0.5 + 0.5) + (1 + 0 + 1)
+    assert found.ffn_bytes == pytest.approx(1 - read / 6)
+    skipped = 4 * (24 * (6 - read) + 8)
+    assert found.bytes_per_token_read == found.bytes_per_token_dense - skipped
+
+
+def test_counted_inputs_add_by_projection():
+    one = SparsityCounts(3, (1,), (1,), {"q": (2,), "o": (3,)})
+    assert one + one == SparsityCounts(6, (2,), (2,), {"q": (4,), "o": (6,)})
+    with pytest.raises(ValueError, match="different thresholds"):
+        one + SparsityCounts(3, (1,), (1,), {"q": (2,)})
+
+
+def test_expected_sparsities_of_inputs():
+    config = config_of(SMALL)
+    inputs = {"q": [0.5, 0.5], "down": [0.25, 0.5]}
+    found = expected_sparsities(config, FP32, [0, 0], inputs)
+    assert found.neuron == 0
+    assert found.ffn_bytes == pytest.approx((0.75 + 0.5) / 6)
+    skipped = 4 * (24 * 1.25 + 16)
+    assert found.bytes_per_token_read == found.bytes_per_token_dense - skipped

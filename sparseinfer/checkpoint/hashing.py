@@ -1,4 +1,5 @@
-"""`ffn_sha256`: the fingerprint that binds thresholds and predictors to FFN weights."""
+"""What binds thresholds and predictors to weights: `ffn_sha256` of the FFN's tensors, and
+`weights_sha256` of those and the attention's."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ if TYPE_CHECKING:
     import torch
 
 
-class FfnHash:
-    """SHA-256 over (name, dtype, shape, SHA-256 of the bytes) of the FFN tensors in name order.
+class WeightHash:
+    """SHA-256 over (name, dtype, shape, SHA-256 of the bytes) of tensors in name order.
 
     Bytes are hashed per tensor first, so tensors may arrive in any order (shard after shard) and
     the result does not depend on how a checkpoint is sharded.

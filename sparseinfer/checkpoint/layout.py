@@ -11,6 +11,12 @@ SINGLE = "model.safetensors"
 SPARSITY = "sparsity.safetensors"
 RECORD_KEY = "sparseinfer"
 HASH_KEY = "ffn_sha256"
+WEIGHTS_HASH_KEY = "weights_sha256"
+"""In place of `HASH_KEY` where inputs of attention have thresholds: the same over the FFN's and the
+attention's tensors. One key only: safetensors writes several in an order that changes from run to
+run."""
+
+ATTENTION = ("q", "k", "v", "o")
 
 CARRIED_OVER = (
     "tokenizer*",
@@ -36,6 +42,11 @@ def no_progress(_what: str, _done: int, _total: int) -> Any:
 
 def threshold_name(layer: int) -> str:
     return f"layers.{layer}.ffn.threshold"
+
+
+def input_threshold_name(layer: int, projection: str) -> str:
+    """`projection`: q | k | v | o | gate | up | down."""
+    return f"layers.{layer}.input_threshold.{projection}"
 
 
 def shard_name(number: int, count: int) -> str:

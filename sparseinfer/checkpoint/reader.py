@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sparseinfer import arch
 from sparseinfer.atomic import is_partial
 from sparseinfer.checkpoint import layout, shards
-from sparseinfer.checkpoint.hashing import FfnHash
+from sparseinfer.checkpoint.hashing import WeightHash
 from sparseinfer.config import FORMAT_VERSION, DTypeName, ModelConfig, SparsityRecord
 from sparseinfer.errors import CheckpointError, UnsupportedError
 
@@ -95,9 +95,19 @@ class Checkpoint:
 
     @cached_property
     def ffn_sha256(self) -> str:
-        """See `FfnHash`; reads all FFN weights the first time."""
-        digest = FfnHash()
-        for name, tensor in self.read([name for name in self.tensors if arch.is_ffn_tensor(name)]):
+        """See `WeightHash`; reads all FFN weights the first time."""
+        return self._hash([name for name in self.tensors if arch.is_ffn_tensor(name)])
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """The same of all FFN and attention weights."""
+        return self._hash(
+            [n for n in self.tensors if arch.is_ffn_tensor(n) or arch.is_attention_tensor(n)]
+        )
+
+    def _hash(self, names: list[str]) -> str:
+        digest = WeightHash()
+        for name, tensor in self.read(names):
             digest.add(name, tensor)
         return digest.hexdigest()
 
@@ -110,9 +120,31 @@ class Checkpoint:
         """
         import torch
 
-        size = self.config.intermediate_size
+        size, layers = self.config.intermediate_size, range(self.config.num_layers)
         if self.record is None or not self.record.has_thresholds:
-            return [torch.zeros(size) for _ in range(self.config.num_layers)]
+            return [torch.zeros(size) for _ in layers]
+        return self._stored_thresholds([layout.threshold_name(layer) for layer in layers], size)
+
+    def input_thresholds(self) -> dict[str, list[torch.Tensor]]:
+        """Projection -> one fp32 tensor [inputs] per layer, for projections that have them.
+
+        Raises:
+            CheckpointError: as `thresholds`; where inputs of attention have thresholds, its weights
+                are checked too.
+        """
+        found = {}
+        for projection in self.record.input_thresholds if self.record is not None else ():
+            names = [
+                layout.input_threshold_name(layer, projection)
+                for layer in range(self.config.num_layers)
+            ]
+            found[projection] = self._stored_thresholds(names, self.config.inputs_of(projection))
+        return found
+
+    def _stored_thresholds(self, names: list[str], size: int) -> list[torch.Tensor]:
+        """Some tensors of `sparsity.safetensors`, each [size] and at least 0."""
+        import torch
+
         path = self.path / layout.SPARSITY
         if not path.is_file():
             raise CheckpointError(
@@ -120,23 +152,37 @@ class Checkpoint:
             )
         result = []
         with shards.open_shard(path) as file:
-            expected = (file.metadata() or {}).get(layout.HASH_KEY)
-            if expected != self.ffn_sha256:
-                raise CheckpointError(
-                    f"{path}: these thresholds were made for other FFN weights than the ones in "
-                    "this folder (fine-tuned or re-saved since?); convert again"
-                )
-            names = {layout.threshold_name(layer) for layer in range(self.config.num_layers)}
-            if set(file.keys()) != names:
-                raise CheckpointError(f"{path}: expected exactly {len(names)} layer thresholds")
-            for layer in range(self.config.num_layers):
-                tensor = file.get_tensor(layout.threshold_name(layer))
+            self._check_thresholds(path, set(file.keys()), file.metadata() or {})
+            for layer, name in enumerate(names):
+                tensor = file.get_tensor(name)
                 if tensor.shape != (size,) or tensor.dtype != torch.float32:
-                    raise CheckpointError(f"{path}: layer {layer} is not [{size}] in fp32")
+                    raise CheckpointError(f"{path}: {name} (layer {layer}) is not [{size}] in fp32")
                 if not bool((tensor >= 0).all()):
-                    raise CheckpointError(f"{path}: layer {layer} has a negative or NaN threshold")
+                    raise CheckpointError(
+                        f"{path}: {name} (layer {layer}) has a negative or NaN threshold"
+                    )
                 result.append(tensor.clone())
         return result
+
+    def _check_thresholds(self, path: Path, found: set[str], metadata: dict[str, str]) -> None:
+        assert self.record is not None  # without a record there are none to check
+        inputs = self.record.input_thresholds
+        if set(inputs) & set(layout.ATTENTION):
+            what, fits = "", metadata.get(layout.WEIGHTS_HASH_KEY) == self.weights_sha256
+        else:
+            what, fits = "FFN ", metadata.get(layout.HASH_KEY) == self.ffn_sha256
+        if not fits:
+            raise CheckpointError(
+                f"{path}: these thresholds were made for other {what}weights than the ones in "
+                "this folder (fine-tuned or re-saved since?); convert again"
+            )
+        names = set()
+        for layer in range(self.config.num_layers):
+            if self.record.has_thresholds:
+                names.add(layout.threshold_name(layer))
+            names |= {layout.input_threshold_name(layer, one) for one in inputs}
+        if found != names:
+            raise CheckpointError(f"{path}: expected exactly {len(names)} layer thresholds")
 
 
 def is_converted(path: Path) -> bool:
@@ -218,6 +264,11 @@ def _read_record(raw: dict[str, Any], config: ModelConfig, path: Path) -> Sparsi
         raise CheckpointError(
             f"{path}: hidden_act gives ({config.phi}, {config.psi}) but the record says "
             f"({record.phi}, {record.psi}); convert the parent again"
+        )
+    if record.top_k is not None and record.top_k > config.intermediate_size:
+        raise CheckpointError(
+            f"{path}: config.json, {layout.RECORD_KEY}.mask keeps {record.top_k} of "
+            f"{config.intermediate_size} neurons; convert the parent again"
         )
     return record
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseinfer import arch
 from sparseinfer.atomic import atomic_folder
 from sparseinfer.checkpoint import layout, shards
-from sparseinfer.checkpoint.hashing import FfnHash
+from sparseinfer.checkpoint.hashing import WeightHash
 from sparseinfer.checkpoint.reader import Checkpoint
 from sparseinfer.config import BYTES_PER_WEIGHT, TORCH_NAMES, DTypeName, SparsityRecord
 
@@ -31,7 +31,7 @@ def validate_weights(checkpoint: Checkpoint, progress: layout.Progress = layout.
     Raises:
         CheckpointError: NaN or Inf.
     """
-    digest = FfnHash()
+    digest = WeightHash()
     total = len(checkpoint.tensors)
     for done, (name, tensor) in enumerate(checkpoint.read(), start=1):
         if arch.is_ffn_tensor(name):
@@ -47,6 +47,7 @@ def write_converted(
     hidden_act: str,
     record: SparsityRecord,
     thresholds: list[torch.Tensor] | None,
+    input_thresholds: Mapping[str, Sequence[torch.Tensor]] | None = None,
     card: str,
     dtype: DTypeName,
     force: bool = False,
@@ -58,26 +59,34 @@ def write_converted(
         parent: a checkpoint whose weights passed `validate_weights` (record.parent.ffn_sha256).
         hidden_act: what the config will say, see `arch.with_activation`.
         thresholds: one fp32 [I] per layer, or None for methods without.
+        input_thresholds: projection -> one fp32 [inputs] per layer, of those that the record names.
         card: text of README.md.
         dtype: type of the written weights.
 
     Raises:
         OutputError: `out` exists (without `force`), is not writable, or the disk is full.
     """
+    # A hash over attention weights too only where thresholds depend on them.
+    attention = bool(set(input_thresholds or ()) & set(layout.ATTENTION))
     with atomic_folder(out, force=force, keep_parents=False) as folder:
         _carry_over(parent.path, folder)
         if dtype == parent.dtype and not parent.dropped:
-            ffn_sha256 = record.parent.ffn_sha256
+            digest = parent.weights_sha256 if attention else record.parent.ffn_sha256
             weight_map = _copy_shards(parent, folder, progress)
         else:
             # Without a change of type the few tensors stored in another one (say, norms) keep it.
             target = None if dtype == parent.dtype else dtype
-            ffn_sha256, weight_map = _rewrite_shards(parent, folder, target, progress)
+            digest, weight_map = _rewrite_shards(parent, folder, target, attention, progress)
         _write_json(folder / layout.INDEX, _index(folder, weight_map))
-        if thresholds is not None:
-            named = {layout.threshold_name(i): t.contiguous() for i, t in enumerate(thresholds)}
-            # A single key: safetensors writes several in an order that changes from run to run.
-            shards.save_shard(named, folder / layout.SPARSITY, {layout.HASH_KEY: ffn_sha256})
+        named = {layout.threshold_name(i): t.contiguous() for i, t in enumerate(thresholds or ())}
+        for projection, layers in (input_thresholds or {}).items():
+            named |= {
+                layout.input_threshold_name(i, projection): t.contiguous()
+                for i, t in enumerate(layers)
+            }
+        if named:
+            key = layout.WEIGHTS_HASH_KEY if attention else layout.HASH_KEY
+            shards.save_shard(named, folder / layout.SPARSITY, {key: digest})
         (folder / "README.md").write_text(card, "utf-8")
         raw = arch.with_activation(parent.raw, hidden_act, str(parent.path))
         raw["dtype"] = TORCH_NAMES[dtype]
@@ -105,13 +114,22 @@ def _copy_shards(parent: Checkpoint, folder: Path, progress: layout.Progress) ->
 
 
 def _rewrite_shards(
-    parent: Checkpoint, folder: Path, dtype: DTypeName | None, progress: layout.Progress
+    parent: Checkpoint,
+    folder: Path,
+    dtype: DTypeName | None,
+    attention: bool,
+    progress: layout.Progress,
 ) -> tuple[str, dict[str, str]]:
-    """Writes all tensors as `dtype`, or as they are stored where it is None."""
+    """Writes all tensors as `dtype`, or as they are stored where it is None.
+
+    Returns:
+        The hash of the FFN's tensors as written (of the attention's too where `attention`), and
+        tensor -> file.
+    """
     import torch
 
     groups = list(_plan(parent, dtype))
-    digest = FfnHash()
+    digest = WeightHash()
     weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, start=1):
         file = layout.shard_name(number, len(groups))
@@ -121,7 +139,7 @@ def _rewrite_shards(
             held[name] = tensor.to(target, copy=True)
             # The largest fp32 values round to infinity in bf16.
             shards.check_finite(held[name], f"{name} as {dtype}", parent.tensors[name].file)
-            if arch.is_ffn_tensor(name):
+            if arch.is_ffn_tensor(name) or (attention and arch.is_attention_tensor(name)):
                 digest.add(name, held[name])
             weight_map[name] = file
         shards.save_shard(held, folder / file, {"format": "pt"})

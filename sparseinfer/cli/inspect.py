@@ -17,6 +17,8 @@ from sparseinfer.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sparseinfer.checkpoint import Checkpoint
     from sparseinfer.packed import Packed
 
@@ -74,14 +76,11 @@ def describe(source: Checkpoint | Packed) -> dict[str, Any]:
     from sparseinfer.sparsity import expected_sparsities
 
     config, record = source.config, source.record
-    thresholds = [
-        {
-            "min": float(threshold.min()),
-            "median": float(threshold.median()),
-            "max": float(threshold.max()),
-        }
-        for threshold in source.thresholds()
-    ]
+    thresholds = [_spread(threshold) for threshold in source.thresholds()]
+    input_thresholds = {
+        name: [_spread(threshold) for threshold in layers]
+        for name, layers in source.input_thresholds().items()
+    }
     calibrated = record.calibration.layer_sparsity if record and record.calibration else None
     layers = calibrated or [0.0] * config.num_layers
     formats = choose_model_formats(source, "auto")
@@ -99,9 +98,18 @@ def describe(source: Checkpoint | Packed) -> dict[str, Any]:
         "ffn": {"phi": config.phi, "psi": config.psi},
         "record": record.model_dump(mode="json") if record else None,
         "thresholds": thresholds if record and record.has_thresholds else None,
+        "input_thresholds": input_thresholds,
         "bytes_per_token_dense": expected.bytes_per_token_dense,
         "bytes_per_token_calibrated": expected.bytes_per_token_read if calibrated else None,
         "calibrated_sparsities": vars(expected) if calibrated else None,
+    }
+
+
+def _spread(threshold: Tensor) -> dict[str, float]:
+    return {
+        "min": float(threshold.min()),
+        "median": float(threshold.median()),
+        "max": float(threshold.max()),
     }
 
 
@@ -145,14 +153,20 @@ def _rows(content: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     elif content["ffn"]["phi"] != "silu":
         rows.append(("", "sparse bytes depend on the text: run sparseinfer eval"))
-    for layer, found in enumerate(content["thresholds"] or []):
-        rows.append(
-            (
-                f"threshold, layer {layer}",
-                f"min {found['min']:.4g}, median {found['median']:.4g}, max {found['max']:.4g}",
-            )
-        )
+    rows += _threshold_rows("threshold", content["thresholds"] or [])
+    for name, layers in content["input_thresholds"].items():
+        rows += _threshold_rows(f"{name} inputs", layers)
     return rows
+
+
+def _threshold_rows(what: str, layers: list[dict[str, float]]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"{what}, layer {layer}",
+            f"min {found['min']:.4g}, median {found['median']:.4g}, max {found['max']:.4g}",
+        )
+        for layer, found in enumerate(layers)
+    ]
 
 
 def _weights_text(content: dict[str, Any]) -> str:
@@ -170,4 +184,10 @@ def _method_text(record: dict[str, Any]) -> str:
     aimed = f" at neuron sparsity {target:g}" if target is not None else ""
     if record["threshold"] is not None:
         aimed = f" with threshold {record['threshold']:g}"
+    if record["mask"] != "gate":
+        aimed += f", mask {record['mask']}"
+    if record["shift"] != 0:
+        aimed += f", shift {record['shift']:g}"
+    if record["input_relu"]:
+        aimed += ", a ReLU after each norm"
     return f"{record['method']}{aimed}, from {record['parent']['reference']}"

@@ -47,10 +47,18 @@ class CpuRunner:
         self._config = config
         self._rope = rope
         self._kv_dtype = kv_dtype
+        self._pool = pool
+        self._math: Math | None = prefill
+        self._isa = isa
+        self.set_weights(weights)
+
+    def set_weights(self, weights: Weights) -> None:
+        """Goes on with other weights, of the same shape: caches stay valid."""
+        config = self._config
         attention = AttentionShape(
             config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window
         )
-        self._prefill = Prefill(config, weights, rope, attention, pool, prefill)
+        self._prefill = Prefill(config, weights, self._rope, attention, self._pool, self._math)
         self._decoder = CpuDecoder(
             weights.embedding,
             [
@@ -62,6 +70,7 @@ class CpuRunner:
                     layer.o_bias,
                     layer.ffn_norm,
                     layer.ffn,
+                    layer.apart,
                 )
                 for layer in weights.layers
             ],
@@ -69,9 +78,10 @@ class CpuRunner:
             weights.head,
             eps=config.rms_norm_eps,
             attention=attention,
-            kv_dtype=kv_dtype,
-            pool=pool,
-            isa=isa,
+            kv_dtype=self._kv_dtype,
+            input_relu=weights.input_relu,
+            pool=self._pool,
+            isa=self._isa,
         )
 
     def new_cache(self) -> KVCache:
@@ -87,8 +97,7 @@ class CpuRunner:
             all_logits: logits of every position, not of the last one only.
 
         Returns:
-            logits [T or 1, V] fp32, and rows of (up, down) read in each layer, int32 or int64
-            [L, 2].
+            logits [T or 1, V] fp32, and counts, see `sparseinfer.engine.counts`.
         """
         tokens = ids.shape[0]
         cache.reserve(tokens)
@@ -117,8 +126,8 @@ class CpuRunner:
             ids: one token id for each cache, at most `MAX_ROWS`; caches are all different.
 
         Returns:
-            logits [B, V] fp32, and rows of (up, down) that each read in each layer, int32
-            [L, B, 2]: to the bit what `forward` gives for each alone.
+            logits [B, V] fp32, and counts of each sequence [L, B, ...], see
+            `sparseinfer.engine.counts`: to the bit what `forward` gives for each alone.
         """
         rows = []
         for token, cache in zip(ids, caches, strict=True):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-import numpy as np
 import torch
 
 from sparseinfer.checkpoint import Checkpoint
@@ -16,6 +14,7 @@ from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import ModelConfig, SparsityRecord
 from sparseinfer.engine.batch import generate_batch
 from sparseinfer.engine.cache import KVCache
+from sparseinfer.engine.counts import Counter
 from sparseinfer.engine.cpu import NATIVE_ROWS
 from sparseinfer.engine.generation import Generation
 from sparseinfer.engine.rope import Rope
@@ -25,9 +24,10 @@ from sparseinfer.engine.torch_threads import torch_threads
 from sparseinfer.errors import ConfigError, PromptError, UnsupportedError
 from sparseinfer.formats import WeightFormats, import_dtype
 from sparseinfer.kernels.gemm import MATHS, Math
+from sparseinfer.kernels.input_mask import PROJECTIONS
 from sparseinfer.kernels.matrix import Format
 from sparseinfer.kernels.threads import physical_cores
-from sparseinfer.packed import Packed, load_model, open_model
+from sparseinfer.packed import Packed, Weights, load_model, open_model
 from sparseinfer.sources import resolve_model
 from sparseinfer.sparsity import SparsityCounts
 
@@ -83,29 +83,6 @@ def load(
     return Model(source, weights=weights, threads=threads, huge_pages=huge_pages, prefill=prefill)
 
 
-@dataclass
-class _Rows:
-    """Rows of (up, down) read so far, int64 [L, 2], and over how many tokens.
-
-    In numpy: adding so few numbers takes it a tenth of the time that torch takes.
-    """
-
-    rows: np.ndarray
-    tokens: int = 0
-
-    @classmethod
-    def zero(cls, layers: int) -> _Rows:
-        return cls(np.zeros((layers, 2), dtype=np.int64))
-
-    def add(self, rows: torch.Tensor, tokens: int) -> None:
-        self.rows += rows.numpy()
-        self.tokens += tokens
-
-    def counts(self) -> SparsityCounts:
-        up, down = self.rows[:, 0].tolist(), self.rows[:, 1].tolist()
-        return SparsityCounts(self.tokens, tuple(up), tuple(down))
-
-
 class Model:
     """A model in memory. One call at a time: it is not safe to share between threads."""
 
@@ -138,6 +115,7 @@ class Model:
         """Ids that end a text, as transformers' `generate` takes them: `generation_config.json`
         before `config.json`."""
         self.threads: int = usable_threads(threads)
+        self._weights = loaded.weights
         self._thresholds = [layer.ffn.threshold for layer in loaded.weights.layers]
         self._runner = make_runner(
             self.config,
@@ -174,17 +152,72 @@ class Model:
             raise ConfigError(
                 f"{len(thresholds)} thresholds were given for {len(self._thresholds)} layers"
             )
-        checked = [torch.as_tensor(one, dtype=torch.float32) for one in thresholds]
-        for layer, one in enumerate(checked):
-            if one.shape != (self.config.intermediate_size,):
-                raise ConfigError(
-                    f"the threshold of layer {layer} is {list(one.shape)}, not "
-                    f"[{self.config.intermediate_size}]"
-                )
-            if not bool((one >= 0).all()):
-                raise ConfigError(f"the threshold of layer {layer} has a negative or NaN value")
+        checked = _checked_thresholds(thresholds, self.config.intermediate_size, "the threshold")
         for own, one in zip(self._thresholds, checked, strict=True):
             own.copy_(one)
+
+    @property
+    def input_thresholds(self) -> dict[str, list[torch.Tensor]]:
+        """Projection (q, k, v, o, gate, up, down) -> one fp32 [inputs] per layer, for those that
+        have thresholds on their inputs. Change them through `set_input_thresholds`."""
+        return self._weights.input_thresholds
+
+    def set_input_thresholds(self, thresholds: Mapping[str, Sequence[torch.Tensor]]) -> None:
+        """Replaces the thresholds on inputs of projections; those left out have none from then on.
+
+        An input x_j counts where |x_j| >= its threshold and x_j is not 0, else it is taken as 0.
+        The inputs of `down` are the neurons' outputs. The next token is computed with them; counts
+        of `sparsity` start anew.
+
+        Args:
+            thresholds: projection -> one [inputs] per layer, each value at least 0; inf switches an
+                input off.
+
+        Raises:
+            ConfigError: an unknown projection, another number of layers, another shape, or a
+                negative or NaN value. Nothing is changed then.
+        """
+        checked = {}
+        for name, layers in thresholds.items():
+            if name not in PROJECTIONS:
+                raise ConfigError(f"{name!r} is not one of {', '.join(PROJECTIONS)}")
+            if len(layers) != self.config.num_layers:
+                raise ConfigError(
+                    f"{len(layers)} thresholds of {name} were given for {self.config.num_layers} "
+                    "layers"
+                )
+            checked[name] = [
+                one.contiguous().clone()
+                for one in _checked_thresholds(
+                    layers, self.config.inputs_of(name), f"the {name} threshold"
+                )
+            ]
+        self._use(self._weights.with_input_thresholds(checked))
+
+    @property
+    def top_k(self) -> int | None:
+        """Most neurons that a token keeps in a layer; None: all that reach their threshold."""
+        return self._weights.top_k
+
+    def set_top_k(self, k: int | None) -> None:
+        """Keeps, of the neurons that reach their threshold, the k of largest activation magnitude
+        for each token. The next token is computed so; counts of `sparsity` start anew.
+
+        Args:
+            k: from 1 to the intermediate size; None keeps all.
+
+        Raises:
+            ConfigError: another k.
+        """
+        most = self.config.intermediate_size
+        if k is not None and not (_is_count(k) and k <= most):
+            raise ConfigError(f"top_k {k!r} is not a whole number from 1 to {most}")
+        self._use(self._weights.with_top_k(k))
+
+    def _use(self, weights: Weights) -> None:
+        self._runner.set_weights(weights)
+        self._weights = weights
+        self.reset_sparsity()
 
     def generate(
         self,
@@ -208,14 +241,14 @@ class Model:
         """
         prompt, room = self._prompt(ids, max_tokens)
         cache = self._runner.new_cache()
-        decoded = _Rows.zero(self.config.num_layers)
+        decoded = Counter.zero(self.config.num_layers)
         return Generation(
             prompt,
             lambda ids: self._last_logits(ids, cache, decoded),
             Sampler(sampling),
             max_tokens=room,
             stop_ids=frozenset(self.stop_ids if stop_ids is None else stop_ids),
-            decode_counts=decoded.counts,
+            decode_counts=lambda: decoded.counts(self._weights.input_thresholds),
         )
 
     def generate_batch(
@@ -293,7 +326,8 @@ class Model:
         return torch.cat(scores)
 
     def sparsity(self, phase: Phase | None = None) -> SparsityCounts:
-        """Rows of up and down read per layer since loading or `reset_sparsity`.
+        """Rows of up and down read per layer since loading or `reset_sparsity`, and the inputs that
+        count of projections with thresholds on them.
 
         Args:
             phase: only prompt (`prefill`) or only generated (`decode`) tokens; default is both.
@@ -303,12 +337,14 @@ class Model:
         """
         if phase is None:
             return self.sparsity("prefill") + self.sparsity("decode")
-        return self._rows[_checked_phase(phase)].counts()
+        return self._counters[_checked_phase(phase)].counts(self._weights.input_thresholds)
 
     def reset_sparsity(self) -> None:
         """Sets the counts of `sparsity` to zero."""
         layers = self.config.num_layers
-        self._rows: dict[Phase, _Rows] = {phase: _Rows.zero(layers) for phase in get_args(Phase)}
+        self._counters: dict[Phase, Counter] = {
+            phase: Counter.zero(layers) for phase in get_args(Phase)
+        }
 
     def _checked(self, ids: Sequence[int]) -> torch.Tensor:
         try:
@@ -345,14 +381,14 @@ class Model:
 
     def _step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> torch.Tensor:
         """One token for each of several sequences; logits [B, V]."""
-        logits, rows = self._runner.step(ids, caches)
-        self._rows["decode"].add(rows.sum(1), len(ids))
+        logits, counts = self._runner.step(ids, caches)
+        self._counters["decode"].add(counts.sum(1), len(ids))
         return logits
 
     def _last_logits(
-        self, ids: torch.Tensor, cache: KVCache, decoded: _Rows | None = None
+        self, ids: torch.Tensor, cache: KVCache, decoded: Counter | None = None
     ) -> torch.Tensor:
-        counters = [self._rows["prefill" if cache.length == 0 else "decode"]]
+        counters = [self._counters["prefill" if cache.length == 0 else "decode"]]
         if decoded is not None and cache.length > 0:
             counters.append(decoded)
         logits = None
@@ -362,21 +398,21 @@ class Model:
         return logits[0]
 
     def _chunks(self, ids: torch.Tensor, by: Phase) -> Iterator[torch.Tensor]:
-        counters = [self._rows[_checked_phase(by)]]
+        counters = [self._counters[_checked_phase(by)]]
         cache = self._runner.new_cache()
         for chunk in ids.split(CHUNK_TOKENS if by == "prefill" else 1):
             yield self._forward(chunk, cache, counters, all_logits=True)
 
     def _forward(
-        self, ids: torch.Tensor, cache: KVCache, counters: Sequence[_Rows], *, all_logits: bool
+        self, ids: torch.Tensor, cache: KVCache, counters: Sequence[Counter], *, all_logits: bool
     ) -> torch.Tensor:
         # In decode torch does only small operations between native kernels: its own threads would
         # spin on the cores that those need.
         threads = self.threads if ids.shape[0] > NATIVE_ROWS else 1
         with torch_threads(threads), torch.inference_mode():
-            logits, rows = self._runner.forward(ids, cache, all_logits=all_logits)
+            logits, counts = self._runner.forward(ids, cache, all_logits=all_logits)
         for counter in counters:
-            counter.add(rows, ids.shape[0])
+            counter.add(counts, ids.shape[0])
         return logits
 
 
@@ -395,6 +431,19 @@ def usable_threads(threads: int | None) -> int:
     if threads is not None and threads > cores:
         logger.info("%d threads were asked for; using %d, one per core", threads, cores)
     return cores if threads is None else min(threads, cores)
+
+
+def _checked_thresholds(
+    thresholds: Sequence[torch.Tensor], size: int, what: str
+) -> list[torch.Tensor]:
+    """One fp32 [size] per layer. Raises ConfigError for a shape or value that cannot be."""
+    checked = [torch.as_tensor(one, dtype=torch.float32) for one in thresholds]
+    for layer, one in enumerate(checked):
+        if one.shape != (size,):
+            raise ConfigError(f"{what} of layer {layer} is {list(one.shape)}, not [{size}]")
+        if not bool((one >= 0).all()):
+            raise ConfigError(f"{what} of layer {layer} has a negative or NaN value")
+    return checked
 
 
 def _prefill_math(requested: str) -> Math | None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
+from sparseinfer.engine.counts import layer_counts
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.attention.prefill import attend
 from sparseinfer.kernels.decoder.cpu import AttentionShape
@@ -15,6 +16,7 @@ from sparseinfer.kernels.gemm import Gemm, Math, choose_math
 from sparseinfer.kernels.linear.cpu import CpuLinear
 from sparseinfer.kernels.linear.prefill import linear
 from sparseinfer.kernels.matrix import Matrix
+from sparseinfer.kernels.projection.prefill import project
 from sparseinfer.kernels.threads import CpuPool
 from sparseinfer.packed import Weights
 
@@ -48,7 +50,7 @@ class Prefill:
         """Stores keys and values of ids [T] behind those of the cache, which has room for them.
 
         Returns:
-            logits [T or 1, V] fp32, and rows of (up, down) read in each layer, int64 [L, 2].
+            logits [T or 1, V] fp32, and counts, see `sparseinfer.engine.counts`.
         """
         config = self._config
         tokens = ids.shape[0]
@@ -57,9 +59,10 @@ class Prefill:
         cos, sin = self._rope.tables(start, start + tokens)
         counts = []
         for index, layer in enumerate(self._weights.layers):
-            x = rms_norm(hidden, layer.input_norm, config.rms_norm_eps)
+            x = self._normed(hidden, layer.input_norm)
+            inward = [project(x, one, self._gemm) for one in layer.inward]
             attended = attend(
-                linear(x, layer.qkv, layer.qkv_bias, self._gemm),
+                inward[0].y if len(inward) == 1 else torch.cat([one.y for one in inward], 1),
                 cache.keys[index],
                 cache.values[index],
                 cos,
@@ -68,11 +71,11 @@ class Prefill:
                 self._attention,
                 self._pool,
             )
-            hidden += linear(attended, layer.o, layer.o_bias, self._gemm)
-            x = rms_norm(hidden, layer.ffn_norm, config.rms_norm_eps)
-            y, rows = gated_ffn(x, layer.ffn, self._gemm)
-            hidden += y
-            counts.append(rows.sum(0))
+            outward = project(attended, layer.outward, self._gemm)
+            hidden += outward.y
+            ffn = gated_ffn(self._normed(hidden, layer.ffn_norm), layer.ffn, self._gemm)
+            hidden += ffn.y
+            counts.append(layer_counts([*inward, outward], ffn))
         if not all_logits:
             hidden = hidden[-1:]
         hidden = rms_norm(hidden, self._weights.final_norm, config.rms_norm_eps)
@@ -81,6 +84,11 @@ class Prefill:
         else:
             logits = self._last_logits(hidden)
         return logits, torch.stack(counts)
+
+    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """What a layer's matrices get."""
+        x = rms_norm(x, weight, self._config.rms_norm_eps)
+        return x.relu_() if self._weights.input_relu else x
 
 
 def embed(embedding: Matrix, ids: torch.Tensor) -> torch.Tensor:

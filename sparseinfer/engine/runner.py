@@ -25,6 +25,8 @@ logger = logging.getLogger("sparseinfer")
 class Runner(Protocol):
     """Computes logits of new tokens, given the caches of their sequences (see `CpuRunner`)."""
 
+    def set_weights(self, weights: Weights) -> None: ...
+
     def new_cache(self) -> KVCache: ...
 
     def forward(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 
@@ -227,7 +226,7 @@ def _ppl_p(
     rules = rules_of(running)
     curves = measure_curves(source, rules, tokens, dtype=sample.dtype, progress=progress)
     return ppl_p_sparsity(
-        cast(Any, running), curves, windows, p, curve_tokens=tokens.numel(), progress=progress
+        running, curves, windows, p, curve_tokens=tokens.numel(), progress=progress
     )
 
 

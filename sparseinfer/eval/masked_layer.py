@@ -47,15 +47,14 @@ class Rules:
 def rules_of(model: Model) -> Rules:
     """The rules of a model in memory, with the thresholds that it has now."""
     record = model.record
-    mask = getattr(record, "mask", "gate")
     return Rules(
         phi=model.config.phi,
         psi=model.config.psi,
-        shift=getattr(record, "shift", 0.0),
-        input_relu=getattr(record, "input_relu", False),
+        shift=record.shift if record else 0.0,
+        input_relu=record.input_relu if record else False,
         thresholds=model.thresholds,
-        top_k=int(mask.removeprefix("topk:")) if mask.startswith("topk:") else None,
-        inputs=getattr(model, "input_thresholds", {}),
+        top_k=model.top_k,
+        inputs=model.input_thresholds,
     )
 
 

@@ -21,6 +21,9 @@ class PhaseSparsity:
     tokens: int
     layer_sparsity: tuple[float, ...]
     """Neuron sparsity of each layer."""
+    input_density: dict[str, tuple[float, ...]]
+    """Projection -> fraction of its inputs that counted, for each layer; of those with thresholds
+    on their inputs."""
     sparsities: Sparsities
 
 
@@ -31,6 +34,9 @@ def phase_sparsity(model: Model, counts: SparsityCounts) -> PhaseSparsity | None
     return PhaseSparsity(
         tokens=counts.tokens,
         layer_sparsity=tuple(counts.neuron_sparsity(model.config)),
+        input_density={
+            name: tuple(layers) for name, layers in counts.input_density(model.config).items()
+        },
         sparsities=sparsities(model.config, model.formats, counts),
     )
 

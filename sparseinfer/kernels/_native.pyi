@@ -22,6 +22,12 @@ class GatedFfn:
         down_bias: Tensor | None,
         phi: int,
         psi: int,
+        gate_input: Tensor | None,
+        up_input: Tensor | None,
+        down_input: Tensor | None,
+        gate_by_input: bool,
+        up_by_input: bool,
+        top_k: int,
     ) -> None: ...
     def call(self, pool: ThreadPool, isa: str, x: int, y: int, counts: int, rows: int) -> None: ...
 
@@ -33,9 +39,20 @@ class SparseInputLinear:
     def __init__(self, weight: Matrix, threshold: Tensor, bias: Tensor | None) -> None: ...
     def call(self, pool: ThreadPool, isa: str, x: int, y: int, reads: int, rows: int) -> None: ...
 
+class Projection:
+    def __init__(
+        self, weight: Matrix, bias: Tensor | None, threshold: Tensor | None, by_input: bool
+    ) -> None: ...
+
 class Layer:
     def __init__(
-        self, input_norm: Tensor, qkv: Linear, o: Linear, ffn_norm: Tensor, ffn: GatedFfn
+        self,
+        input_norm: Tensor,
+        qkv: Linear | None,
+        o: Linear | None,
+        parts: list[Projection],
+        ffn_norm: Tensor,
+        ffn: GatedFfn,
     ) -> None: ...
 
 class Decoder:
@@ -51,6 +68,8 @@ class Decoder:
         head_dim: int,
         window: int,
         bf16_cache: bool,
+        input_relu: bool,
+        counts_inputs: bool,
         pool: ThreadPool,
         isa: str,
     ) -> None: ...
@@ -76,6 +95,7 @@ def gate(
     threshold: int,
     gate_bias: int,
     up_bias: int,
+    down_input: int,
     neurons: int,
     phi: int,
     psi: int,
@@ -84,6 +104,7 @@ def gate(
     pool: ThreadPool,
     isa: str,
 ) -> None: ...
+def keep_largest(values: int, rows: int, count: int, k: int, pool: ThreadPool) -> None: ...
 def attend(
     qkv: int,
     attended: int,

@@ -83,11 +83,11 @@ class Gemm:
         """Type of operands and results."""
         self._scratch = Scratch()
 
-    def operand(self, x: Tensor) -> Tensor:
-        """Activations [T, K] fp32 as the products take them; valid until the next call."""
+    def operand(self, x: Tensor, name: str = "") -> Tensor:
+        """Activations [T, K] fp32 as the products take them; valid until `name` is used again."""
         if x.dtype == self.dtype:
             return x
-        return self._scratch.get("operand", tuple(x.shape), self.dtype).copy_(x)
+        return self._scratch.get(f"operand {name}", tuple(x.shape), self.dtype).copy_(x)
 
     def weights(self, matrix: Matrix, begin: int, end: int) -> Tensor:
         """Rows begin..end-1 [end - begin, K] as the products take them: a view of the matrix where

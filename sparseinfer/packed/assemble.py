@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparseinfer.config import ModelConfig
+from sparseinfer.config import ModelConfig, SparsityRecord
 from sparseinfer.errors import CheckpointError
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.gated_ffn import FfnWeights
 from sparseinfer.kernels.matrix import Format, Matrix
-from sparseinfer.packed.layout import TORCH_DTYPES, Stored, layer_name, stored_tensors
-from sparseinfer.packed.weights import LayerWeights, Weights
+from sparseinfer.kernels.projection import AttentionProjections, Projection
+from sparseinfer.packed.layout import TORCH_DTYPES, Stored, layer_name, layouts, stored_tensors
+from sparseinfer.packed.weights import LayerWeights, Weights, split_rows
 
 
 def view(memory: Tensor, stored: Stored, begin: int) -> Tensor:
@@ -28,80 +29,162 @@ def assemble(
     formats: WeightFormats,
     tensor: Callable[[str], Tensor],
     where: Path,
-    *,
-    thresholds: bool,
+    record: SparsityRecord | None,
 ) -> Weights:
     """Puts a model together.
 
     Args:
         tensor: gives the stored tensor of a name.
         where: named in errors.
-        thresholds: whether they are stored; else they are 0.
+        record: the conversion, which says how matrices and thresholds are stored and what else the
+            model computes. Thresholds on neurons that are not stored are 0.
 
     Thresholds are copied, so that they may be changed; norms and biases too, for they are small and
-    checked for NaN and Inf here. Matrices are not read.
+    checked for NaN and Inf here. Matrices are not read. A shift b, as in relu(x - b), becomes part
+    of the gate's bias.
 
     Raises:
         CheckpointError: NaN or Inf in a norm or bias, or a negative or NaN threshold.
     """
-    expected = stored_tensors(config, formats, thresholds=thresholds)
-
-    def matrices(name: str, columns: int, format: Format, count: int = 1) -> list[Matrix]:
-        """The matrices that lie side by side in the rows of one stored tensor."""
-        data = tensor(name)
-        width = expected[name].row_elements // count
-        starts = range(0, count * width, width)
-        return [Matrix(format, data[:, start : start + width], columns) for start in starts]
-
-    def vector(name: str) -> Tensor:
-        copy = tensor(name).clone()
-        if not bool(torch.isfinite(copy).all()):
-            raise CheckpointError(f"{where}: tensor {name} holds NaN or Inf; pack the model again")
-        return copy
-
-    def optional(name: str) -> Tensor | None:
-        return vector(name) if name in expected else None
-
-    def threshold(layer: int) -> Tensor:
-        name = layer_name(layer, "ffn.threshold")
-        if name not in expected:
-            return torch.zeros(config.intermediate_size)
-        copy = tensor(name).clone()
-        if not bool((copy >= 0).all()):
-            raise CheckpointError(f"{where}: tensor {name} has a negative or NaN threshold")
-        return copy
-
-    def layer_weights(layer: int) -> LayerWeights:
-        def name(part: str) -> str:
-            return layer_name(layer, part)
-
-        hidden, format = config.hidden_size, formats.layers
-        up, down = matrices(name("ffn.up_down"), hidden, format, count=2)
-        return LayerWeights(
-            input_norm=vector(name("input_norm")),
-            qkv=matrices(name("qkv"), hidden, format)[0],
-            qkv_bias=optional(name("qkv_bias")),
-            o=matrices(name("o"), config.num_heads * config.head_dim, format)[0],
-            o_bias=optional(name("o_bias")),
-            ffn_norm=vector(name("ffn_norm")),
-            ffn=FfnWeights(
-                gate=matrices(name("ffn.gate"), hidden, format)[0],
-                up=up,
-                down=down,
-                threshold=threshold(layer),
-                phi=config.phi,
-                psi=config.psi,
-                gate_bias=optional(name("ffn.gate_bias")),
-                up_bias=optional(name("ffn.up_bias")),
-                down_bias=optional(name("ffn.down_bias")),
-            ),
-        )
-
-    embedding = matrices("embedding", config.hidden_size, formats.head)[0]
+    make = _Assembly(config, formats, tensor, where, record)
+    embedding = make.matrices("embedding", config.hidden_size, formats.head)[0]
     tied = config.tied_embeddings
     return Weights(
         embedding=embedding,
-        layers=tuple(layer_weights(layer) for layer in range(config.num_layers)),
-        final_norm=vector("final_norm"),
-        head=embedding if tied else matrices("head", config.hidden_size, formats.head)[0],
+        layers=tuple(make.layer(layer) for layer in range(config.num_layers)),
+        final_norm=make.vector("final_norm"),
+        head=embedding if tied else make.matrices("head", config.hidden_size, formats.head)[0],
+        input_relu=record is not None and record.input_relu,
     )
+
+
+class _Assembly:
+    """The arguments of `assemble`, and what is made of them."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        formats: WeightFormats,
+        tensor: Callable[[str], Tensor],
+        where: Path,
+        record: SparsityRecord | None,
+    ) -> None:
+        self._config = config
+        self._format: Format = formats.layers
+        self._tensor = tensor
+        self._where = where
+        self._record = record
+        self._expected = stored_tensors(config, formats, record)
+        self._layouts = layouts(record)
+
+    def matrices(self, name: str, columns: int, format: Format, count: int = 1) -> list[Matrix]:
+        """The matrices that lie side by side in the rows of one stored tensor."""
+        data = self._tensor(name)
+        width = self._expected[name].row_elements // count
+        starts = range(0, count * width, width)
+        return [Matrix(format, data[:, start : start + width], columns) for start in starts]
+
+    def vector(self, name: str) -> Tensor:
+        copy = self._tensor(name).clone()
+        if not bool(torch.isfinite(copy).all()):
+            raise CheckpointError(
+                f"{self._where}: tensor {name} holds NaN or Inf; pack the model again"
+            )
+        return copy
+
+    def layer(self, layer: int) -> LayerWeights:
+        hidden = self._config.hidden_size
+        qkv = o = apart = None
+        qkv_bias = self._optional(layer, "qkv_bias")
+        o_bias = self._optional(layer, "o_bias")
+        if "qkv" in self._layouts and self._layouts["o"] == "rows":
+            qkv = self._together(layer)
+            o = self.matrices(layer_name(layer, "o"), self._rows("q"), self._format)[0]
+        else:
+            apart = self._apart(layer, qkv_bias, o_bias)
+        return LayerWeights(
+            input_norm=self.vector(layer_name(layer, "input_norm")),
+            qkv=qkv,
+            qkv_bias=qkv_bias,
+            o=o,
+            o_bias=o_bias,
+            ffn_norm=self.vector(layer_name(layer, "ffn_norm")),
+            ffn=self._ffn(layer, hidden),
+            apart=apart,
+        ).with_input_thresholds(self._input_thresholds(layer))
+
+    def _rows(self, part: str) -> int:
+        """Outputs of q, k or v."""
+        config = self._config
+        return (config.num_heads if part == "q" else config.num_kv_heads) * config.head_dim
+
+    def _optional(self, layer: int, part: str) -> Tensor | None:
+        name = layer_name(layer, part)
+        return self.vector(name) if name in self._expected else None
+
+    def _threshold(self, layer: int, part: str) -> Tensor:
+        name = layer_name(layer, part)
+        copy = self._tensor(name).clone()
+        if not bool((copy >= 0).all()):
+            raise CheckpointError(f"{self._where}: tensor {name} has a negative or NaN threshold")
+        return copy
+
+    def _input_thresholds(self, layer: int) -> dict[str, Tensor]:
+        names = self._record.input_thresholds if self._record is not None else ()
+        return {name: self._threshold(layer, f"input_threshold.{name}") for name in names}
+
+    def _together(self, layer: int) -> Matrix:
+        return self.matrices(layer_name(layer, "qkv"), self._config.hidden_size, self._format)[0]
+
+    def _apart(
+        self, layer: int, qkv_bias: Tensor | None, o_bias: Tensor | None
+    ) -> AttentionProjections:
+        sizes = [self._rows(part) for part in "qkv"]
+        if "qkv" in self._layouts:
+            inward = split_rows(self._together(layer), qkv_bias, sizes)
+        else:
+            biases = [None] * 3 if qkv_bias is None else qkv_bias.split(sizes)
+            inward = [
+                self._projection(layer, part, self._config.hidden_size, rows, bias)
+                for part, rows, bias in zip("qkv", sizes, biases, strict=True)
+            ]
+        outward = self._projection(layer, "o", sizes[0], self._config.hidden_size, o_bias)
+        return AttentionProjections(*inward, outward)
+
+    def _projection(
+        self, layer: int, part: str, inputs: int, outputs: int, bias: Tensor | None
+    ) -> Projection:
+        by_input = self._layouts[part] == "input-major"
+        columns = outputs if by_input else inputs
+        weight = self.matrices(layer_name(layer, part), columns, self._format)[0]
+        return Projection(weight, bias, by_input=by_input)
+
+    def _ffn(self, layer: int, hidden: int) -> FfnWeights:
+        config, record, kinds = self._config, self._record, self._layouts
+        inner, format = config.intermediate_size, self._format
+        gate_by_input = kinds["ffn.gate"] == "input-major"
+        gate_columns = inner if gate_by_input else hidden
+        if "ffn.up_down" in kinds:
+            name = layer_name(layer, "ffn.up_down")
+            up, down = self.matrices(name, hidden, format, count=2)
+        else:
+            up = self.matrices(layer_name(layer, "ffn.up"), inner, format)[0]
+            down = self.matrices(layer_name(layer, "ffn.down"), hidden, format)[0]
+        gate_bias = self._optional(layer, "ffn.gate_bias")
+        if record is not None and record.shift != 0:
+            gate_bias = (torch.zeros(inner) if gate_bias is None else gate_bias) - record.shift
+        stored = record is not None and record.has_thresholds
+        return FfnWeights(
+            gate=self.matrices(layer_name(layer, "ffn.gate"), gate_columns, format)[0],
+            up=up,
+            down=down,
+            threshold=self._threshold(layer, "ffn.threshold") if stored else torch.zeros(inner),
+            phi=config.phi,
+            psi=config.psi,
+            gate_bias=gate_bias,
+            up_bias=self._optional(layer, "ffn.up_bias"),
+            down_bias=self._optional(layer, "ffn.down_bias"),
+            gate_by_input=gate_by_input,
+            up_by_input="ffn.up" in kinds,
+            top_k=record.top_k if record is not None else None,
+        )

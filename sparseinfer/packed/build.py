@@ -11,7 +11,7 @@ from sparseinfer.errors import CheckpointError
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.matrix import Format
 from sparseinfer.kernels.quantize import quantize
-from sparseinfer.packed.layout import Stored, split_layer_name, stored_tensors
+from sparseinfer.packed.layout import Stored, layouts, split_layer_name, stored_tensors
 
 
 class Builder:
@@ -25,12 +25,11 @@ class Builder:
         Raises:
             CheckpointError: thresholds that do not fit the weights.
         """
-        record = checkpoint.record
-        self.thresholds: list[Tensor] | None = (
-            checkpoint.thresholds() if record is not None and record.has_thresholds else None
-        )
+        self._thresholds = checkpoint.thresholds()
+        self._input_thresholds = checkpoint.input_thresholds()
+        self._layouts = layouts(checkpoint.record)
         self.tensors: dict[str, Stored] = stored_tensors(
-            checkpoint.config, formats, thresholds=self.thresholds is not None
+            checkpoint.config, formats, checkpoint.record
         )
         """What there is to make, in order."""
         self._checkpoint = checkpoint
@@ -62,10 +61,14 @@ class Builder:
             case "qkv":
                 names = [arch.attention_name(layer, one) for one in "qkv"]
                 self._rows(out, stored, names, format)
-            case "o":
-                self._rows(out, stored, [arch.attention_name(layer, "o")], format)
-            case "ffn.gate":
-                self._rows(out, stored, [arch.ffn_name(layer, "gate")], format)
+            case "q" | "k" | "v" | "o":
+                self._projection(out, stored, part, arch.attention_name(layer, part))
+            case "ffn.gate" | "ffn.up":
+                name = arch.ffn_name(layer, part.removeprefix("ffn."))
+                self._projection(out, stored, part, name)
+            case "ffn.down":
+                rows = out[:, : stored.row_elements]
+                self._matrix(rows, arch.ffn_name(layer, "down"), format, transposed=True)
             case "ffn.up_down":
                 width = stored.row_elements // 2
                 self._matrix(out[:, :width], arch.ffn_name(layer, "up"), format)
@@ -82,8 +85,10 @@ class Builder:
             case "ffn.gate_bias" | "ffn.up_bias" | "ffn.down_bias":
                 side = part.removeprefix("ffn.").removesuffix("_bias")
                 self._vector(out, [arch.ffn_name(layer, side, "bias")])
-            case "ffn.threshold" if self.thresholds is not None:
-                out.copy_(self.thresholds[layer])
+            case "ffn.threshold":
+                out.copy_(self._thresholds[layer])
+            case _ if part.startswith("input_threshold."):
+                out.copy_(self._input_thresholds[part.removeprefix("input_threshold.")][layer])
             case _:
                 raise ValueError(f"nothing known of {stored.name}")
 
@@ -94,6 +99,15 @@ class Builder:
             end = begin + self._checkpoint.tensors[name].shape[0]
             self._matrix(out[begin:end, : stored.row_elements], name, format)
             begin = end
+
+    def _projection(self, out: Tensor, stored: Stored, kind: str, name: str) -> None:
+        """One matrix, by output or by input."""
+        self._matrix(
+            out[:, : stored.row_elements],
+            name,
+            self._formats.layers,
+            transposed=self._layouts[kind] == "input-major",
+        )
 
     def _matrix(self, out: Tensor, name: str, format: Format, *, transposed: bool = False) -> None:
         weight = self._read(name)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sparseinfer.config import ModelConfig, ParentRecord, SparsityRecord
 from sparseinfer.errors import CheckpointError, ConfigError, UnsupportedError
 from sparseinfer.formats import WeightFormats
-from sparseinfer.packed.layout import LAYOUTS, PACKED_VERSION
+from sparseinfer.packed.layout import PACKED_VERSION, layouts
 from sparseinfer.packed.rope import RopeFrequencies
 
 KIND, KIND_VALUE = "format", "sparseinfer-packed"
@@ -66,12 +66,13 @@ def from_metadata(metadata: dict[str, str], path: Path) -> Header:
         header = Header.model_validate_json(metadata.get(CONTENT, ""), strict=True)
     except (ValidationError, ConfigError) as error:
         raise CheckpointError(f"{path}: bad header: {_first(error)}") from error
+    expected = layouts(header.record)
     for kind, layout in header.layouts.items():
-        if LAYOUTS.get(kind) != layout:
+        if expected.get(kind) != layout:
             raise UnsupportedError(
                 f"{path}: {kind} is stored as {layout!r}, which this version cannot run"
             )
-    if set(header.layouts) != set(LAYOUTS):
+    if set(header.layouts) != set(expected):
         raise CheckpointError(f"{path}: bad header: layouts name {sorted(header.layouts)}")
     _check_values(header, path)
     return header
@@ -81,6 +82,8 @@ def _check_values(header: Header, path: Path) -> None:
     config, record, rope = header.config, header.record, header.rope
     if record is not None and (record.phi, record.psi) != (config.phi, config.psi):
         raise CheckpointError(f"{path}: bad header: config and record name other activations")
+    if record is not None and (record.top_k or 1) > config.intermediate_size:
+        raise CheckpointError(f"{path}: bad header: mask {record.mask} keeps more neurons than are")
     if len(rope.inv_freq) != config.head_dim // 2:
         raise CheckpointError(f"{path}: bad header: rope does not fit head_dim {config.head_dim}")
     if not all(math.isfinite(value) for value in (*rope.inv_freq, rope.scale)):

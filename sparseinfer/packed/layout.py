@@ -1,12 +1,13 @@
 """What a pack stores: names, types, shapes and places of its tensors. Runs nothing.
 
 A matrix is stored with the bytes that its rows have in memory (`kernels.matrix`), padded to a
-multiple of 64 bytes per row where that costs little. `LAYOUTS` names how rows are arranged:
+multiple of 64 bytes per row where that costs little. `layouts` names how rows are arranged:
 
-* rows: [N, row], one row after the other;
-* bundle: [I, up row | down row], what a neuron needs beyond its gate side by side.
+* rows: [N, row], one row of outputs after the other (of down: one row of a neuron);
+* bundle: [I, up row | down row], what a neuron needs beyond its gate side by side;
+* input-major: [K, row], one row for each input, for projections with thresholds on their inputs.
 
-`input-major` and `bitplane` are names for layouts to come; what is not in `LAYOUTS` is refused.
+`bitplane` is a name for a layout to come; what `layouts` does not give is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from sparseinfer.config import ModelConfig
+from sparseinfer.config import ModelConfig, SparsityRecord
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.matrix import Format, row_bytes
 
@@ -32,18 +33,9 @@ PAGE = 4096
 _MOST_PADDING = 0.02
 """Rows are padded only where that makes the matrix at most this much larger."""
 
-Layout = Literal["rows", "bundle"]
-LAYOUTS: dict[str, Layout] = {
-    "embedding": "rows",
-    "head": "rows",
-    "qkv": "rows",
-    "o": "rows",
-    "ffn.gate": "rows",
-    "ffn.up_down": "bundle",
-}
-"""Kind of matrix -> how it is stored."""
+Layout = Literal["rows", "bundle", "input-major"]
 
-PARTS_PER_ROW: dict[Layout, int] = {"rows": 1, "bundle": 2}
+PARTS_PER_ROW: dict[Layout, int] = {"rows": 1, "bundle": 2, "input-major": 1}
 
 _STORED_AS: dict[Format, str] = {"fp32": "F32", "bf16": "BF16", "int8": "U8", "int4": "U8"}
 
@@ -75,9 +67,30 @@ class Stored:
         return count
 
 
+def layouts(record: SparsityRecord | None) -> dict[str, Layout]:
+    """Kind of matrix -> how it is stored, for a model of this conversion (None: dense).
+
+    Projections with thresholds on their inputs are stored by input, and then apart from those that
+    they share rows with otherwise. Down is stored by its inputs in any case.
+    """
+    sparse = set(record.input_thresholds) if record is not None else set()
+
+    def layout(projection: str) -> Layout:
+        return "input-major" if projection in sparse else "rows"
+
+    found: dict[str, Layout] = {"embedding": "rows", "head": "rows"}
+    together = ("q", "k", "v")
+    found |= {one: layout(one) for one in together} if sparse & set(together) else {"qkv": "rows"}
+    found |= {"o": layout("o"), "ffn.gate": layout("gate")}
+    if "up" in sparse:
+        return found | {"ffn.up": "input-major", "ffn.down": "rows"}
+    return found | {"ffn.up_down": "bundle"}
+
+
 def layer_name(layer: int, part: str) -> str:
-    """`part`: input_norm | qkv | qkv_bias | o | o_bias | ffn_norm | ffn.gate | ffn.up_down |
-    ffn.threshold | ffn.gate_bias | ffn.up_bias | ffn.down_bias."""
+    """`part`: input_norm | qkv, or q | k | v | qkv_bias | o | o_bias | ffn_norm | ffn.gate |
+    ffn.up_down, or ffn.up | ffn.down | ffn.threshold | ffn.gate_bias | ffn.up_bias |
+    ffn.down_bias | input_threshold.P."""
     return f"layers.{layer}.{part}"
 
 
@@ -88,22 +101,25 @@ def split_layer_name(name: str) -> tuple[int, str]:
 
 
 def stored_tensors(
-    config: ModelConfig, formats: WeightFormats, *, thresholds: bool
+    config: ModelConfig, formats: WeightFormats, record: SparsityRecord | None
 ) -> dict[str, Stored]:
     """Name -> tensor of everything that a pack of this model holds, in the order of the file.
 
     Args:
-        thresholds: whether the model has any; without, they are 0 and not stored.
+        record: says which thresholds the model has; others are not stored.
     """
     found: dict[str, Stored] = {}
+    kinds = layouts(record)
 
     def vector(name: str, length: int) -> None:
         found[name] = Stored(name, "F32", (length,), length)
 
     def matrix(name: str, kind: str, rows: int, columns: int, format: Format) -> None:
+        if kinds[kind] == "input-major":
+            rows, columns = columns, rows
         dtype = _STORED_AS[format]
         size = TORCH_DTYPES[dtype].itemsize
-        row = PARTS_PER_ROW[LAYOUTS[kind]] * row_bytes(format, columns)
+        row = PARTS_PER_ROW[kinds[kind]] * row_bytes(format, columns)
         found[name] = Stored(name, dtype, (rows, _stride(row) // size), row // size)
 
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -115,20 +131,27 @@ def stored_tensors(
             return layer_name(layer, part)
 
         vector(name("input_norm"), hidden)
-        matrix(name("qkv"), "qkv", q_rows + 2 * kv_rows, hidden, formats.layers)
+        for part, rows in (("qkv", q_rows + 2 * kv_rows), ("q", q_rows), ("k", kv_rows),
+                           ("v", kv_rows)):  # fmt: skip
+            if part in kinds:
+                matrix(name(part), part, rows, hidden, formats.layers)
         matrix(name("o"), "o", hidden, q_rows, formats.layers)
         if config.attention_bias:
             vector(name("qkv_bias"), q_rows + 2 * kv_rows)
             vector(name("o_bias"), hidden)
         vector(name("ffn_norm"), hidden)
-        if thresholds:
+        if record is not None and record.has_thresholds:
             vector(name("ffn.threshold"), inner)
+        for projection in record.input_thresholds if record is not None else ():
+            vector(name(f"input_threshold.{projection}"), config.inputs_of(projection))
         if config.mlp_bias:
             vector(name("ffn.gate_bias"), inner)
             vector(name("ffn.up_bias"), inner)
             vector(name("ffn.down_bias"), hidden)
         matrix(name("ffn.gate"), "ffn.gate", inner, hidden, formats.layers)
-        matrix(name("ffn.up_down"), "ffn.up_down", inner, hidden, formats.layers)
+        for part in ("ffn.up_down", "ffn.up", "ffn.down"):
+            if part in kinds:
+                matrix(name(part), part, inner, hidden, formats.layers)
     vector("final_norm", hidden)
     if not config.tied_embeddings:
         matrix("head", "head", config.vocab_size, hidden, formats.head)

@@ -39,5 +39,5 @@ def pack(
         formats,
         tensors.__getitem__,
         checkpoint.path,
-        thresholds=builder.thresholds is not None,
+        checkpoint.record,
     )

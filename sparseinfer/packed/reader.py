@@ -22,7 +22,7 @@ from sparseinfer.kernels.matrix import Matrix
 from sparseinfer.packed.assemble import assemble, view
 from sparseinfer.packed.container import Container, Placed, read_header
 from sparseinfer.packed.header import DATA_HASH, Header, from_metadata
-from sparseinfer.packed.layout import ALIGNMENT, PACKED, layer_name, stored_tensors
+from sparseinfer.packed.layout import ALIGNMENT, PACKED, layer_name, layouts, stored_tensors
 from sparseinfer.packed.memory import copied, mapped
 from sparseinfer.packed.rope import RopeFrequencies
 from sparseinfer.packed.weights import Weights
@@ -113,17 +113,17 @@ class Packed:
         def tensor(name: str) -> Tensor:
             return view(memory, placed[name].stored, base + placed[name].begin)
 
-        return assemble(
-            self.config, self.formats, tensor, self.file, thresholds=self.has_thresholds
-        )
+        return assemble(self.config, self.formats, tensor, self.file, self.record)
 
     def _scattered(self) -> list[Placed]:
         """What a token reads only a few rows of: the embedding where it is not the head too, and in
-        a model whose neurons rest, the rows of up and down."""
+        a model whose neurons rest, the rows of up and down and what is stored by input."""
         names = [] if self.config.tied_embeddings else ["embedding"]
         if self.record is not None or self.config.phi != "silu":
+            kinds = {kind for kind, one in layouts(self.record).items() if one == "input-major"}
+            kinds |= {"ffn.up_down", "ffn.down"} & layouts(self.record).keys()
             layers = range(self.config.num_layers)
-            names += [layer_name(layer, "ffn.up_down") for layer in layers]
+            names += [layer_name(layer, kind) for layer in layers for kind in sorted(kinds)]
         return [self.container.tensors[name] for name in names]
 
     def thresholds(self) -> list[Tensor]:
@@ -133,6 +133,14 @@ class Packed:
             CheckpointError: as `weights`.
         """
         return [layer.ffn.threshold for layer in self.weights().layers]
+
+    def input_thresholds(self) -> dict[str, list[Tensor]]:
+        """Projection -> one fp32 tensor [inputs] per layer, for projections that have them.
+
+        Raises:
+            CheckpointError: as `weights`.
+        """
+        return self.weights().input_thresholds
 
     def verify(self, progress: Progress = no_progress) -> None:
         """Reads everything: compares the data with its hash, and looks for NaN and Inf.
@@ -156,9 +164,7 @@ class Packed:
         weights = self.weights()
         matrices = {"embedding": weights.embedding, "head": weights.head}
         for index, layer in enumerate(weights.layers):
-            own = {"qkv": layer.qkv, "o": layer.o, "gate": layer.ffn.gate, "up": layer.ffn.up,
-                   "down": layer.ffn.down}  # fmt: skip
-            matrices |= {f"layer {index}, {name}": matrix for name, matrix in own.items()}
+            matrices |= {f"layer {index}, {name}": one for name, one in layer.matrices.items()}
         for count, (name, matrix) in enumerate(matrices.items(), start=1):
             if not _is_finite(matrix):
                 raise CheckpointError(f"{self.file}: {name} holds NaN or Inf; pack the model again")
@@ -172,12 +178,11 @@ def is_packed(path: Path) -> bool:
 
 def _check_tensors(header: Header, container: Container, path: Path) -> None:
     found = container.tensors
-    record, config = header.record, header.config
+    config = header.config
     # Every layer has tensors of its own: a header may ask for more layers than can be listed.
     if config.num_layers > len(found):
         raise CheckpointError(f"{path} is damaged: its {config.num_layers} layers are not all here")
-    thresholds = record is not None and record.has_thresholds
-    expected = stored_tensors(config, header.formats, thresholds=thresholds)
+    expected = stored_tensors(config, header.formats, header.record)
     for name in expected.keys() ^ found.keys():
         kind = "missing" if name in expected else "unexpected"
         raise CheckpointError(f"{path} is damaged: {kind} tensor {name}; pack the model again")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from sparseinfer.kernels.gated_ffn import FfnWeights
+from sparseinfer.kernels.input_mask import PROJECTIONS
 from sparseinfer.kernels.matrix import Format, Matrix
+from sparseinfer.kernels.projection import AttentionProjections, Projection
 
 
 @dataclass(frozen=True)
@@ -16,16 +19,102 @@ class LayerWeights:
 
     input_norm: Tensor
     """[H]"""
-    qkv: Matrix
-    """[(num_heads + 2 num_kv_heads) head_dim, H]: q, k and v, one after the other."""
+    qkv: Matrix | None
+    """[(num_heads + 2 num_kv_heads) head_dim, H]: q, k and v, one after the other; None where any
+    of them or o is stored by input."""
     qkv_bias: Tensor | None
-    o: Matrix
-    """[H, num_heads head_dim]"""
+    o: Matrix | None
+    """[H, num_heads head_dim]; None where qkv is."""
     o_bias: Tensor | None
     ffn_norm: Tensor
     """[H]"""
     ffn: FfnWeights
-    """Gate rows [I, H]; up and down rows of one neuron lie side by side."""
+    """Gate rows [I, H]; up and down rows of one neuron lie side by side. Gate and up may be stored
+    by input."""
+    apart: AttentionProjections | None = None
+    """Used in place of qkv and o: where any of the four has thresholds on its inputs, or is stored
+    by input."""
+
+    def __post_init__(self) -> None:
+        if self.apart is None and (self.qkv is None or self.o is None):
+            raise ValueError("a layer needs qkv and o, or q, k, v and o apart")
+
+    @property
+    def inward(self) -> tuple[Projection, ...]:
+        """What makes queries, keys and values of the normed input: one matrix, or three."""
+        if self.apart is not None:
+            return self.apart[:3]
+        assert self.qkv is not None  # checked when made
+        return (Projection(self.qkv, self.qkv_bias),)
+
+    @property
+    def outward(self) -> Projection:
+        """What leads from attention back to the hidden state."""
+        if self.apart is not None:
+            return self.apart.o
+        assert self.o is not None  # checked when made
+        return Projection(self.o, self.o_bias)
+
+    @property
+    def matrices(self) -> dict[str, Matrix]:
+        """All matrices by name."""
+        if self.qkv is not None and self.o is not None:
+            found = {"qkv": self.qkv, "o": self.o}
+        else:
+            parts = self.apart._asdict() if self.apart is not None else {}
+            found = {name: part.weight for name, part in parts.items()}
+        return found | {"gate": self.ffn.gate, "up": self.ffn.up, "down": self.ffn.down}
+
+    @property
+    def input_thresholds(self) -> dict[str, Tensor]:
+        """Projection -> threshold [inputs], for those that have one, in the order of
+        `PROJECTIONS`."""
+        ffn = self.ffn
+        found = {} if self.apart is None else {
+            name: part.threshold for name, part in self.apart._asdict().items()
+        }  # fmt: skip
+        found |= {"gate": ffn.gate_input, "up": ffn.up_input, "down": ffn.down_input}
+        return {name: one for name, one in found.items() if one is not None}
+
+    def with_input_thresholds(self, given: Mapping[str, Tensor]) -> LayerWeights:
+        """The same layer with these thresholds on inputs and no others; matrices are shared."""
+        attention = {name: given.get(name) for name in AttentionProjections._fields}
+        apart = None
+        if self.qkv is None or any(one is not None for one in attention.values()):
+            parts = self.apart or self._split()
+            apart = AttentionProjections(
+                *(
+                    replace(part, threshold=threshold)
+                    for part, threshold in zip(parts, attention.values(), strict=True)
+                )
+            )
+        ffn = replace(
+            self.ffn,
+            gate_input=given.get("gate"),
+            up_input=given.get("up"),
+            down_input=given.get("down"),
+        )
+        return replace(self, apart=apart, ffn=ffn)
+
+    def _split(self) -> AttentionProjections:
+        """Views of the rows of `qkv`, and `o`."""
+        assert self.qkv is not None  # checked when made
+        assert self.o is not None
+        q, kv = self.o.columns, (self.qkv.rows - self.o.columns) // 2
+        parts = split_rows(self.qkv, self.qkv_bias, [q, kv, kv])
+        return AttentionProjections(*parts, Projection(self.o, self.o_bias))
+
+
+def split_rows(matrix: Matrix, bias: Tensor | None, sizes: Sequence[int]) -> list[Projection]:
+    """Views of so many rows of a matrix and its bias each, one after the other."""
+    parts = []
+    begin = 0
+    for size in sizes:
+        rows = slice(begin, begin + size)
+        weight = Matrix(matrix.format, matrix.data[rows], matrix.columns)
+        parts.append(Projection(weight, None if bias is None else bias[rows]))
+        begin += size
+    return parts
 
 
 @dataclass(frozen=True)
@@ -39,13 +128,52 @@ class Weights:
     """[H]"""
     head: Matrix
     """[V, H]"""
+    input_relu: bool = False
+    """A ReLU after both norms of every layer."""
 
     @property
     def format(self) -> Format:
         """Format of the matrices of the layers."""
-        return self.layers[0].qkv.format
+        return self.layers[0].ffn.down.format
 
     @property
     def head_format(self) -> Format:
         """Format of embedding and head."""
         return self.head.format
+
+    @property
+    def input_thresholds(self) -> dict[str, list[Tensor]]:
+        """Projection -> one threshold [inputs] per layer, for those that have them."""
+        layers = [layer.input_thresholds for layer in self.layers]
+        return {
+            name: [layer[name] for layer in layers] for name in PROJECTIONS if name in layers[0]
+        }
+
+    @property
+    def top_k(self) -> int | None:
+        """Most neurons that a token keeps in a layer; None: all that reach their threshold."""
+        return self.layers[0].ffn.top_k
+
+    def with_input_thresholds(self, given: Mapping[str, Sequence[Tensor]]) -> Weights:
+        """The same model with these thresholds on inputs and no others; matrices are shared.
+
+        Args:
+            given: projection -> one [inputs] fp32 per layer.
+
+        Raises:
+            ValueError: thresholds that do not fit.
+        """
+        layers = [
+            layer.with_input_thresholds({name: one[index] for name, one in given.items()})
+            for index, layer in enumerate(self.layers)
+        ]
+        return replace(self, layers=tuple(layers))
+
+    def with_top_k(self, k: int | None) -> Weights:
+        """The same model with another `top_k`.
+
+        Raises:
+            ValueError: a k outside [1, I].
+        """
+        layers = [replace(layer, ffn=replace(layer.ffn, top_k=k)) for layer in self.layers]
+        return replace(self, layers=tuple(layers))

@@ -17,7 +17,7 @@ from sparseinfer.packed.build import Builder
 from sparseinfer.packed.card import packed_card
 from sparseinfer.packed.container import PADDING, Placed, header_bytes, place
 from sparseinfer.packed.header import DATA_HASH, Header, to_metadata
-from sparseinfer.packed.layout import LAYOUTS, PACKED, TORCH_DTYPES
+from sparseinfer.packed.layout import PACKED, TORCH_DTYPES, layouts
 from sparseinfer.packed.rope import resolve_rope
 from sparseinfer.packed.stops import end_of_text_ids
 from sparseinfer.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ def write_packed(
         header = Header(
             written_by=__version__,
             formats=formats,
-            layouts=dict(LAYOUTS),
+            layouts=dict(layouts(checkpoint.record)),
             config=checkpoint.config,
             rope=resolve_rope(checkpoint.raw, str(checkpoint.path)),
             stop_ids=tuple(sorted(end_of_text_ids(checkpoint))),

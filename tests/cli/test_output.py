@@ -91,6 +91,19 @@ def test_inspect_converted(cli, converted):
         assert words in text or words.replace("FFN byte", "FFN bytes") in text
 
 
+def test_inspect_shows_thresholds_on_inputs(cli, make_sparse):
+    folder = make_sparse(("q", "down"), mask="topk:30")
+    content = cli("inspect", folder, "--json").json
+    assert list(content["input_thresholds"]) == ["q", "down"]
+    for layers in content["input_thresholds"].values():
+        assert len(layers) == 3
+        assert all(0 < t["min"] < t["median"] < t["max"] for t in layers)
+    assert content["thresholds"] is None
+    text = cli("inspect", folder).out
+    for words in ("q inputs, layer 0", "down inputs, layer 2", "mask topk:30"):
+        assert words in text
+
+
 def test_long_values_are_not_wrapped_where_output_is_no_terminal(cli, make_model, tmp_path):
     deep = tmp_path / ("a" * 100) / ("b b" * 30)
     deep.mkdir(parents=True)

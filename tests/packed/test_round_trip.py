@@ -13,6 +13,7 @@ from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.gated_ffn import FfnWeights
 from sparseinfer.kernels.matrix import Matrix
+from sparseinfer.kernels.projection import AttentionProjections
 from sparseinfer.kernels.quantize import quantize
 from sparseinfer.packed import LayerWeights, Packed, Weights, pack
 from sparseinfer.packed.layout import ALIGNMENT, PAGE
@@ -39,7 +40,11 @@ def parts(weights: Weights) -> dict[str, Matrix | torch.Tensor | None]:
         for kind, owner in ((LayerWeights, layer), (FfnWeights, layer.ffn)):
             for field in fields(kind):
                 value = getattr(owner, field.name)
-                if not isinstance(value, FfnWeights | str):
+                if isinstance(value, AttentionProjections):
+                    for name, one in value._asdict().items():
+                        found |= {f"{index}.{name}": one.weight, f"{index}.{name}_bias": one.bias,
+                                  f"{index}.{name}_input": one.threshold}  # fmt: skip
+                elif not isinstance(value, FfnWeights | str | int):
                     found[f"{index}.{field.name}"] = value
     return found
 

@@ -13,9 +13,12 @@ from torch import Tensor
 from sparseinfer.kernels.gated_ffn import FfnWeights
 from sparseinfer.kernels.gated_ffn.cpu import native_ffn
 from sparseinfer.kernels.handles import native_matrix
+from sparseinfer.kernels.input_mask import PROJECTIONS
 from sparseinfer.kernels.isa import choose_isa, native
 from sparseinfer.kernels.linear.cpu import native_linear
 from sparseinfer.kernels.matrix import Matrix
+from sparseinfer.kernels.projection import AttentionProjections
+from sparseinfer.kernels.projection.cpu import native_projection
 from sparseinfer.kernels.threads import CpuPool
 
 MAX_ROWS = 16
@@ -28,12 +31,21 @@ class DecoderLayer(NamedTuple):
     """Weights of one decoder layer (shapes: `sparseinfer.packed.weights.LayerWeights`)."""
 
     input_norm: Tensor
-    qkv: Matrix
+    qkv: Matrix | None
     qkv_bias: Tensor | None
-    o: Matrix
+    o: Matrix | None
     o_bias: Tensor | None
     ffn_norm: Tensor
     ffn: FfnWeights
+    apart: AttentionProjections | None = None
+    """In place of qkv and o, with biases of their own."""
+
+    @property
+    def has_input_thresholds(self) -> bool:
+        ffn = self.ffn
+        thresholds = [ffn.gate_input, ffn.up_input, ffn.down_input]
+        thresholds += [part.threshold for part in self.apart or ()]
+        return any(one is not None for one in thresholds)
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,7 @@ class CpuDecoder:
         final_norm: [H] fp32.
         eps: of the RMS norms.
         kv_dtype: of the caches, torch.float32 or torch.bfloat16.
+        input_relu: a ReLU after both norms of every layer (ReLU Strikes Back, 2310.04564, stage 2).
         pool: threads to run on.
         isa: kernel variant; None takes the fastest available one.
 
@@ -88,6 +101,7 @@ class CpuDecoder:
         eps: float,
         attention: AttentionShape,
         kv_dtype: torch.dtype,
+        input_relu: bool = False,
         pool: CpuPool,
         isa: str | None = None,
     ) -> None:
@@ -102,19 +116,11 @@ class CpuDecoder:
         self._layers = len(layers)
         self._attention = attention
         self._vocabulary = head.rows
+        self._counts_inputs = any(layer.has_input_thresholds for layer in layers)
         embedded = native_matrix(embedding)
         self._native = native().Decoder(
             embedded,
-            [
-                native().Layer(
-                    layer.input_norm.detach(),
-                    native_linear(layer.qkv, layer.qkv_bias),
-                    native_linear(layer.o, layer.o_bias),
-                    layer.ffn_norm.detach(),
-                    native_ffn(layer.ffn),
-                )
-                for layer in layers
-            ],
+            [_native_layer(layer) for layer in layers],
             final_norm.detach(),
             embedded if head is embedding else native_matrix(head),
             eps=eps,
@@ -123,6 +129,8 @@ class CpuDecoder:
             head_dim=attention.head_dim,
             window=attention.window or 0,
             bf16_cache=kv_dtype == torch.bfloat16,
+            input_relu=input_relu,
+            counts_inputs=self._counts_inputs,
             pool=pool.native,
             isa=self.isa,
         )
@@ -139,7 +147,9 @@ class CpuDecoder:
 
         Returns:
             logits [len(rows) - first_logits, V] fp32, and the rows of (up, down) that each token
-            read in each layer, int32 [L, len(rows), 2].
+            read in each layer, int32 [L, len(rows), 2]. Where any layer has thresholds on inputs,
+            [L, len(rows), 9]: then the inputs of each of `PROJECTIONS` that count, 0 for those
+            without thresholds.
 
         Raises:
             ValueError: rows, caches or tables that do not fit.
@@ -172,7 +182,10 @@ class CpuDecoder:
             )
         packed = array("q", fields)  # 64-bit, as the native TokenRow; a tensor takes far longer
         logits = torch.empty(len(rows) - first_logits, self._vocabulary)
-        counts = torch.empty(self._layers, len(rows), 2, dtype=torch.int32)
+        if self._counts_inputs:
+            counts = torch.zeros(self._layers, len(rows), 2 + len(PROJECTIONS), dtype=torch.int32)
+        else:
+            counts = torch.empty(self._layers, len(rows), 2, dtype=torch.int32)
         self._native.step(
             packed.buffer_info()[0],
             len(rows),
@@ -210,6 +223,25 @@ class CpuDecoder:
                 raise ValueError(f"caches must be {self._kv_dtype}, not {cache.dtype}")
             if not cache.is_contiguous() or not cache.is_cpu:
                 raise ValueError("caches must be contiguous and on the CPU")
+
+
+def _native_layer(layer: DecoderLayer):
+    apart, matrices = layer.apart, (layer.qkv, layer.o)
+    if apart is None and None in matrices:
+        raise ValueError("a layer needs qkv and o, or q, k, v and o apart")
+    biases = (layer.qkv_bias, layer.o_bias)
+    qkv, o = (
+        None if weight is None or apart is not None else native_linear(weight, bias)
+        for weight, bias in zip(matrices, biases, strict=True)
+    )
+    return native().Layer(
+        layer.input_norm.detach(),
+        qkv,
+        o,
+        [native_projection(part) for part in apart or ()],
+        layer.ffn_norm.detach(),
+        native_ffn(layer.ffn),
+    )
 
 
 def _check_norm(name: str, weight: Tensor, head: Matrix) -> None:

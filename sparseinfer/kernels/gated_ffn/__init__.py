@@ -4,9 +4,13 @@
     u = x @ up.T + up_bias        h_i = a_i * psi(u_i) if keep_i else 0
     y = h @ down + down_bias
 
-A NaN activation counts as kept, so that bad input shows in the output. `reference` is plain torch
-and serves many rows at once (prefill); `cpu` reads the rows of up and down of kept neurons only
-(decode).
+A NaN activation counts as kept, so that bad input shows in the output. Weights may also have
+
+* top_k: of the neurons that reach their threshold, only the k of largest |a| are kept;
+* thresholds on inputs (`input_mask`): gate and up see 0 where x misses theirs, down where h does.
+
+`reference` is plain torch, `prefill` serves many rows at once, `cpu` reads the rows of up and down
+of kept neurons only (decode).
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sparseinfer.kernels.input_mask import check_threshold
 from sparseinfer.kernels.matrix import Matrix
+from sparseinfer.kernels.projection import Projection
 
 PHI = ("silu", "relu", "relu2")
 PSI = ("id", "relu")
@@ -30,6 +36,9 @@ class FfnOutput(NamedTuple):
     """[B, H] fp32."""
     counts: Tensor
     """[B, 2] int64: rows of up read (neurons kept), rows of down read (of those, h != 0)."""
+    inputs: Tensor | None = None
+    """[B, 3] int64: inputs of gate, up and down that count, 0 for those without thresholds; None
+    where none of them has any."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +46,21 @@ class FfnWeights:
     """Weights of one layer, neuron-major: row i of each matrix belongs to neuron i.
 
     Args:
-        gate, up: [I, H], of one format, on one device.
+        gate, up: [I, H], of one format, on one device; [H, I] where stored by input.
         down: [I, H], same format: the transpose of a Hugging Face `down_proj.weight`.
         threshold: [I] fp32, on |phi(g)|; inf switches a neuron off.
         phi: one of `PHI`; relu2 is relu(g) squared.
         psi: one of `PSI`; id leaves u as it is.
         gate_bias, up_bias: [I] fp32 or None.
         down_bias: [H] fp32 or None.
+        gate_input, up_input: [H] fp32, thresholds on |x|, or None.
+        down_input: [I] fp32, threshold on |h|, or None.
+        gate_by_input, up_by_input: whether they are stored by input.
+        top_k: most neurons that a row of x keeps; None: all that reach their threshold.
 
     Raises:
-        ValueError: a shape, format, device, layout or name that does not fit, or a NaN threshold.
+        ValueError: a shape, format, device, layout or name that does not fit, a NaN threshold, or a
+            top_k outside [1, I].
     """
 
     gate: Matrix
@@ -58,27 +72,41 @@ class FfnWeights:
     gate_bias: Tensor | None = None
     up_bias: Tensor | None = None
     down_bias: Tensor | None = None
+    gate_input: Tensor | None = None
+    up_input: Tensor | None = None
+    down_input: Tensor | None = None
+    gate_by_input: bool = False
+    up_by_input: bool = False
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         if self.phi not in PHI:
             raise ValueError(f"phi must be one of {', '.join(PHI)}, not {self.phi!r}")
         if self.psi not in PSI:
             raise ValueError(f"psi must be one of {', '.join(PSI)}, not {self.psi!r}")
-        for name in ("up", "down"):
+        neuron_major = (self.intermediate, self.hidden)
+        for name, by_input in (("up", self.up_by_input), ("down", False)):
             other: Matrix = getattr(self, name)
-            if other.shape != self.gate.shape:
-                raise ValueError(f"{name} must be {list(self.gate.shape)}, not {list(other.shape)}")
+            shape = neuron_major[::-1] if by_input else neuron_major
+            if other.shape != shape:
+                raise ValueError(f"{name} must be {list(shape)}, not {list(other.shape)}")
             if other.format != self.gate.format:
                 raise ValueError(f"{name} is {other.format}, but gate is {self.gate.format}")
             if other.device != self.gate.device:
                 raise ValueError(f"{name} is on {other.device}, but gate on {self.gate.device}")
-        intermediate, hidden = self.gate.shape
+        intermediate, hidden = neuron_major
         self._check("threshold", intermediate)
         self._check("gate_bias", intermediate)
         self._check("up_bias", intermediate)
         self._check("down_bias", hidden)
         if bool(torch.isnan(self.threshold).any()):
             raise ValueError("threshold has NaN")
+        device = self.gate.device
+        check_threshold("gate_input", self.gate_input, hidden, device)
+        check_threshold("up_input", self.up_input, hidden, device)
+        check_threshold("down_input", self.down_input, intermediate, device)
+        if self.top_k is not None and not 1 <= self.top_k <= intermediate:
+            raise ValueError(f"top_k must be from 1 to {intermediate}, not {self.top_k}")
 
     def _check(self, name: str, size: int) -> None:
         tensor: Tensor | None = getattr(self, name)
@@ -98,12 +126,30 @@ class FfnWeights:
     @property
     def hidden(self) -> int:
         """H."""
-        return self.gate.shape[1]
+        return self.gate.shape[0 if self.gate_by_input else 1]
 
     @property
     def intermediate(self) -> int:
         """I."""
-        return self.gate.shape[0]
+        return self.gate.shape[1 if self.gate_by_input else 0]
+
+    @property
+    def needs_all_gates(self) -> bool:
+        """Whether no neuron can go on before all gate values are there."""
+        return self.top_k is not None or self.gate_by_input or self.up_by_input
+
+    @property
+    def gate_projection(self) -> Projection:
+        return Projection(self.gate, self.gate_bias, self.gate_input, self.gate_by_input)
+
+    @property
+    def up_projection(self) -> Projection:
+        return Projection(self.up, self.up_bias, self.up_input, self.up_by_input)
+
+    @property
+    def down_projection(self) -> Projection:
+        """Down is stored by its inputs, the neurons."""
+        return Projection(self.down, self.down_bias, self.down_input, by_input=True)
 
 
 def check_input(x: Tensor, weights: FfnWeights) -> None:
@@ -118,4 +164,20 @@ def check_input(x: Tensor, weights: FfnWeights) -> None:
         raise ValueError("x must be contiguous")
 
 
-__all__ = ["PHI", "PSI", "FfnOutput", "FfnWeights", "check_input"]
+def ffn_output(
+    y: Tensor, counts: Tensor, gate_used: Tensor | None, up_used: Tensor | None, weights: FfnWeights
+) -> FfnOutput:
+    """What a call returns.
+
+    Args:
+        gate_used, up_used: [B] int64, inputs that count; None where there are no thresholds.
+    """
+    if gate_used is None and up_used is None and weights.down_input is None:
+        return FfnOutput(y, counts)
+    nothing = torch.zeros_like(counts[:, 0])
+    down_used = nothing if weights.down_input is None else counts[:, 1]
+    used = [nothing if one is None else one for one in (gate_used, up_used)]
+    return FfnOutput(y, counts, torch.stack([*used, down_used], 1))
+
+
+__all__ = ["PHI", "PSI", "FfnOutput", "FfnWeights", "check_input", "ffn_output"]

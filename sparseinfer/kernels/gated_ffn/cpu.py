@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparseinfer.kernels.gated_ffn import PHI, PSI, FfnOutput, FfnWeights, check_input
+from sparseinfer.kernels.gated_ffn import (
+    PHI,
+    PSI,
+    FfnOutput,
+    FfnWeights,
+    check_input,
+    ffn_output,
+)
 from sparseinfer.kernels.handles import native_matrix
 from sparseinfer.kernels.isa import choose_isa, native
 from sparseinfer.kernels.threads import CpuPool
@@ -25,11 +32,16 @@ class CpuGatedFfn:
     works; the time grows with B (for prompts use `prefill`).
 
     Raises:
-        ValueError: weights that are not on the CPU, or an `isa` that cannot run here.
+        ValueError: weights that are not on the CPU or run in a decode step only (stored by input,
+            with thresholds on the inputs of gate or up, or top_k), or an `isa` that cannot run
+            here.
         ImportError: the native kernels are not built.
     """
 
     def __init__(self, weights: FfnWeights, pool: CpuPool, isa: str | None = None) -> None:
+        thresholds = (weights.gate_input, weights.up_input)
+        if weights.needs_all_gates or any(one is not None for one in thresholds):
+            raise ValueError("these weights run in a decode step only, see CpuDecoder")
         self.weights = weights
         self.isa = choose_isa(isa)
         self._pool = pool.native
@@ -48,7 +60,7 @@ class CpuGatedFfn:
         self.native.call(
             self._pool, self.isa, x.data_ptr(), y.data_ptr(), counts.data_ptr(), x.shape[0]
         )
-        return FfnOutput(y, counts)
+        return ffn_output(y, counts, None, None, self.weights)
 
 
 def native_ffn(weights: FfnWeights):
@@ -69,4 +81,10 @@ def native_ffn(weights: FfnWeights):
         *(None if bias is None else bias.detach() for bias in biases),
         phi=PHI.index(weights.phi),
         psi=PSI.index(weights.psi),
+        gate_input=None if weights.gate_input is None else weights.gate_input.detach(),
+        up_input=None if weights.up_input is None else weights.up_input.detach(),
+        down_input=None if weights.down_input is None else weights.down_input.detach(),
+        gate_by_input=weights.gate_by_input,
+        up_by_input=weights.up_by_input,
+        top_k=weights.top_k or 0,
     )

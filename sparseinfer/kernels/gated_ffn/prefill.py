@@ -5,9 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparseinfer.kernels.gated_ffn import PHI, PSI, FfnOutput, FfnWeights, check_input
+from sparseinfer.kernels.gated_ffn import (
+    PHI,
+    PSI,
+    FfnOutput,
+    FfnWeights,
+    check_input,
+    ffn_output,
+)
+from sparseinfer.kernels.gated_ffn.reference import activation, kept, up_activation
 from sparseinfer.kernels.gemm import Gemm, blocks
+from sparseinfer.kernels.input_mask import mask_inputs
 from sparseinfer.kernels.isa import native
+from sparseinfer.kernels.projection.prefill import project
 
 
 def gated_ffn(x: Tensor, weights: FfnWeights, gemm: Gemm) -> FfnOutput:
@@ -28,17 +38,38 @@ def gated_ffn(x: Tensor, weights: FfnWeights, gemm: Gemm) -> FfnOutput:
         ValueError: `x` has the wrong shape, dtype, device or layout.
     """
     check_input(x, weights)
-    operand = gemm.operand(x)
+    if weights.needs_all_gates:
+        return _from_all_gates(x, weights, gemm)
+    gate_x, gate_used = mask_inputs(x, weights.gate_input)
+    up_x, up_used = mask_inputs(x, weights.up_input)
+    gate_operand = gemm.operand(gate_x, "gate")
+    up_operand = gate_operand if up_x is gate_x else gemm.operand(up_x, "up")
     y = torch.zeros(x.shape)
     counts = torch.zeros(x.shape[0], 2, dtype=torch.int64)
     for begin, end in blocks(weights.intermediate, weights.hidden):
-        g = gemm.times_transposed(operand, gemm.weights(weights.gate, begin, end), "g")
-        u = gemm.times_transposed(operand, gemm.weights(weights.up, begin, end), "u")
+        g = gemm.times_transposed(gate_operand, gemm.weights(weights.gate, begin, end), "g")
+        u = gemm.times_transposed(up_operand, gemm.weights(weights.up, begin, end), "u")
         h = _gate(g, u, weights, begin, end, counts, gemm)
         y += gemm.times(h, gemm.weights(weights.down, begin, end), "y")
     if weights.down_bias is not None:
         y += weights.down_bias
-    return FfnOutput(y, counts)
+    return ffn_output(y, counts, gate_used, up_used, weights)
+
+
+def _from_all_gates(x: Tensor, weights: FfnWeights, gemm: Gemm) -> FfnOutput:
+    """Where a block of neurons cannot go on alone: its gate or up values are sums over inputs, or
+    the mask depends on all gate values of a row."""
+    g, gate_used = project(x, weights.gate_projection, gemm)
+    a = activation(weights.phi, g)
+    a = torch.where(kept(a, weights.threshold), a, 0.0)
+    if weights.top_k is not None:
+        native().keep_largest(a.data_ptr(), *a.shape, weights.top_k, gemm.pool.native)
+    keep = a != 0
+    u, up_used = project(x, weights.up_projection, gemm)
+    h = torch.where(keep, a * up_activation(weights.psi, u), 0.0)
+    y, down_used = project(h, weights.down_projection, gemm)
+    down_rows = (h != 0).sum(1) if down_used is None else down_used
+    return ffn_output(y, torch.stack((keep.sum(1), down_rows), 1), gate_used, up_used, weights)
 
 
 def _gate(
@@ -62,6 +93,7 @@ def _gate(
         address(weights.threshold),
         address(weights.gate_bias),
         address(weights.up_bias),
+        address(weights.down_input),
         end - begin,
         PHI.index(weights.phi),
         PSI.index(weights.psi),

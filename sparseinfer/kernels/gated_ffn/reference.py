@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparseinfer.kernels.gated_ffn import PHI, PSI, FfnOutput, FfnWeights, check_input
-
-# Bound of the fp32 copies of weights that exist at one time.
-_COPY_BYTES = 64 << 20
+from sparseinfer.kernels.gated_ffn import (
+    PHI,
+    PSI,
+    FfnOutput,
+    FfnWeights,
+    check_input,
+    ffn_output,
+)
+from sparseinfer.kernels.projection.reference import project
+from sparseinfer.kernels.top_k import among_largest
 
 
 def activation(name: str, g: Tensor) -> Tensor:
@@ -44,7 +50,7 @@ def gated_ffn(x: Tensor, weights: FfnWeights) -> FfnOutput:
 
     Args:
         x: [B, H] fp32, contiguous; any number of rows.
-        weights: widened to fp32 a block of neurons at a time.
+        weights: widened to fp32 a block of rows at a time.
 
     Returns:
         y [B, H] fp32 and counts [B, 2] int64, the rows a sparse kernel would read. h is exactly 0
@@ -55,28 +61,18 @@ def gated_ffn(x: Tensor, weights: FfnWeights) -> FfnOutput:
         ValueError: `x` has the wrong shape, dtype, device or layout.
     """
     check_input(x, weights)
-    rows, hidden = x.shape
-    block = weights.intermediate
-    if weights.gate.format != "fp32":
-        block = max(1, _COPY_BYTES // (3 * 4 * hidden))
-    y = x.new_zeros(rows, hidden)
-    counts = torch.zeros(rows, 2, dtype=torch.int64, device=x.device)
-    for begin in range(0, weights.intermediate, block):
-        end = min(begin + block, weights.intermediate)
-        part = slice(begin, end)
-        g = x @ weights.gate.float(begin, end).T
-        if weights.gate_bias is not None:
-            g += weights.gate_bias[part]
-        a = activation(weights.phi, g)
-        # Said by what is dropped, so that NaN, which compares false, is kept.
-        keep = ~((a.abs() < weights.threshold[part]) | (a == 0))
-        u = x @ weights.up.float(begin, end).T
-        if weights.up_bias is not None:
-            u += weights.up_bias[part]
-        h = torch.where(keep, a * up_activation(weights.psi, u), 0.0)
-        counts[:, 0] += keep.sum(1)
-        counts[:, 1] += (h != 0).sum(1)
-        y.addmm_(h, weights.down.float(begin, end))
-    if weights.down_bias is not None:
-        y += weights.down_bias
-    return FfnOutput(y, counts)
+    gate, up = project(x, weights.gate_projection), project(x, weights.up_projection)
+    a = activation(weights.phi, gate.y)
+    keep = kept(a, weights.threshold)
+    if weights.top_k is not None:
+        keep &= among_largest(torch.where(keep, a, 0.0), weights.top_k)
+    h = torch.where(keep, a * up_activation(weights.psi, up.y), 0.0)
+    y, used = project(h, weights.down_projection)
+    counts = torch.stack((keep.sum(1), (h != 0).sum(1) if used is None else used), 1)
+    return ffn_output(y, counts, gate.used, up.used, weights)
+
+
+def kept(a: Tensor, threshold: Tensor) -> Tensor:
+    """Mask [B, I] of the activations a [B, I] that reach their threshold [I]."""
+    # Said by what is dropped, so that NaN, which compares false, is kept.
+    return ~((a.abs() < threshold) | (a == 0))

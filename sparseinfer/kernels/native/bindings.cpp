@@ -76,16 +76,22 @@ private:
 class GatedFfn {
 public:
     GatedFfn(Matrix gate, Matrix up, Matrix down, Floats threshold, MaybeFloats gate_bias,
-             MaybeFloats up_bias, MaybeFloats down_bias, int phi, int psi)
+             MaybeFloats up_bias, MaybeFloats down_bias, int phi, int psi, MaybeFloats gate_input,
+             MaybeFloats up_input, MaybeFloats down_input, bool gate_by_input, bool up_by_input,
+             int64_t top_k)
         : gate_(gate), up_(up), down_(down), threshold_(threshold), gate_bias_(gate_bias),
-          up_bias_(up_bias), down_bias_(down_bias) {
-        const int64_t intermediate = gate.view().rows, hidden = gate.view().columns;
-        for (const Matrix *other : {&up, &down})
-            if (other->view().rows != intermediate || other->view().columns != hidden ||
-                other->view().format != gate.view().format)
-                throw std::invalid_argument("gate, up and down differ in shape or format");
-        if (phi < 0 || phi > 2 || psi < 0 || psi > 1)
-            throw std::invalid_argument("phi or psi out of range");
+          up_bias_(up_bias), down_bias_(down_bias), gate_input_(gate_input), up_input_(up_input),
+          down_input_(down_input) {
+        const int64_t intermediate = down.view().rows, hidden = down.view().columns;
+        const auto fits = [&](const MatrixView &m, bool by_input) {
+            return m.rows == (by_input ? hidden : intermediate) &&
+                   m.columns == (by_input ? intermediate : hidden) &&
+                   m.format == down.view().format;
+        };
+        if (!fits(gate.view(), gate_by_input) || !fits(up.view(), up_by_input))
+            throw std::invalid_argument("gate, up and down differ in shape or format");
+        if (phi < 0 || phi > 2 || psi < 0 || psi > 1 || top_k < 0)
+            throw std::invalid_argument("phi, psi or top_k out of range");
         weights_.gate = gate.view();
         weights_.up = up.view();
         weights_.down = down.view();
@@ -98,12 +104,20 @@ public:
         weights_.range = range_size(intermediate);
         weights_.phi = static_cast<Phi>(phi);
         weights_.psi = static_cast<Psi>(psi);
+        weights_.gate_input = floats(gate_input_, hidden, "gate_input");
+        weights_.up_input = floats(up_input_, hidden, "up_input");
+        weights_.down_input = floats(down_input_, intermediate, "down_input");
+        weights_.gate_by_input = gate_by_input;
+        weights_.up_by_input = up_by_input;
+        weights_.top_k = top_k;
     }
 
     const FfnWeights &weights() const { return weights_; }
 
     void call(const ThreadPool *pool, const std::string &isa, uintptr_t x, uintptr_t y,
               uintptr_t counts, int64_t rows) const {
+        if (needs_all_gates(weights_) || weights_.gate_input || weights_.up_input)
+            throw std::invalid_argument("these weights run in a decode step only");
         gated_ffn(weights_, kernels_for(isa), const_cast<ThreadPool &>(*pool), at<const float>(x),
                   at<float>(y), at<int64_t>(counts), rows);
     }
@@ -111,6 +125,7 @@ public:
 private:
     Matrix gate_, up_, down_;
     MaybeFloats threshold_, gate_bias_, up_bias_, down_bias_;
+    MaybeFloats gate_input_, up_input_, down_input_;
     FfnWeights weights_{};
 };
 
@@ -157,9 +172,28 @@ private:
     SparseInputWeights weights_{};
 };
 
+class Projection {
+public:
+    Projection(Matrix weight, MaybeFloats bias, MaybeFloats threshold, bool by_input)
+        : weight_(weight), bias_(bias), threshold_(threshold) {
+        view_.weight = weight.view();
+        view_.by_input = by_input;
+        view_.bias = floats(bias_, view_.outputs(), "bias");
+        view_.threshold = floats(threshold_, view_.inputs(), "threshold");
+    }
+
+    const ProjectionView &view() const { return view_; }
+
+private:
+    Matrix weight_;
+    MaybeFloats bias_, threshold_;
+    ProjectionView view_{};
+};
+
 struct Layer {
     Floats input_norm;
-    Linear qkv, o;
+    std::optional<Linear> qkv, o;    // or:
+    std::vector<Projection> parts;    // q, k, v, o
     Floats ffn_norm;
     GatedFfn ffn;
 };
@@ -168,7 +202,8 @@ class BoundDecoder {
 public:
     BoundDecoder(Matrix embedding, std::vector<Layer> layers, Floats final_norm, Matrix head,
                  float eps, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
-                 bool bf16_cache, std::shared_ptr<ThreadPool> pool, const std::string &isa)
+                 bool bf16_cache, bool input_relu, bool counts_inputs,
+                 std::shared_ptr<ThreadPool> pool, const std::string &isa)
         : embedding_(embedding), layers_(std::move(layers)), final_norm_(final_norm), head_(head) {
         ModelView model{};
         const int64_t hidden = head.view().columns;
@@ -189,19 +224,38 @@ public:
         model.head_dim = head_dim;
         model.window = window;
         model.cache_format = bf16_cache ? Format::bf16 : Format::fp32;
+        model.input_relu = input_relu;
+        model.counts_inputs = counts_inputs;
+        const int64_t q = heads * head_dim, kv = kv_heads * head_dim;
+        const int64_t shapes[4][2] = {{q, hidden}, {kv, hidden}, {kv, hidden}, {hidden, q}};
+        const auto misfit = [] {
+            throw std::invalid_argument("a layer does not fit the model's shape");
+        };
         for (const Layer &layer : layers_) {
             LayerView view{};
             view.input_norm = norm(layer.input_norm);
-            view.qkv = layer.qkv.view();
-            view.qkv_bias = layer.qkv.bias();
-            view.o = layer.o.view();
-            view.o_bias = layer.o.bias();
+            view.apart = !layer.parts.empty();
+            if (view.apart) {
+                if (layer.parts.size() != 4) misfit();
+                for (int p = 0; p < 4; p++) {
+                    view.parts[p] = layer.parts[p].view();
+                    if (view.parts[p].outputs() != shapes[p][0] ||
+                        view.parts[p].inputs() != shapes[p][1])
+                        misfit();
+                }
+            } else {
+                if (!layer.qkv || !layer.o) misfit();
+                view.qkv = layer.qkv->view();
+                view.qkv_bias = layer.qkv->bias();
+                view.o = layer.o->view();
+                view.o_bias = layer.o->bias();
+                if (view.qkv.columns != hidden || view.qkv.rows != q + 2 * kv ||
+                    view.o.rows != hidden || view.o.columns != q)
+                    misfit();
+            }
             view.ffn_norm = norm(layer.ffn_norm);
             view.ffn = layer.ffn.weights();
-            if (view.qkv.columns != hidden ||
-                view.qkv.rows != (heads + 2 * kv_heads) * head_dim || view.o.rows != hidden ||
-                view.o.columns != heads * head_dim || view.ffn.hidden != hidden)
-                throw std::invalid_argument("a layer does not fit the model's shape");
+            if (view.ffn.hidden != hidden) misfit();
             model.layers.push_back(view);
         }
         vocabulary_ = embedding.view().rows;
@@ -240,8 +294,8 @@ void unpack(const Matrix &matrix, int64_t begin, int64_t end, bool to_bf16, uint
 }
 
 void gate(uintptr_t g, uintptr_t u, bool bf16, uintptr_t threshold, uintptr_t gate_bias,
-          uintptr_t up_bias, int64_t neurons, int phi, int psi, uintptr_t reads, int64_t rows,
-          const ThreadPool *pool, const std::string &isa) {
+          uintptr_t up_bias, uintptr_t down_input, int64_t neurons, int phi, int psi,
+          uintptr_t reads, int64_t rows, const ThreadPool *pool, const std::string &isa) {
     if (phi < 0 || phi > 2 || psi < 0 || psi > 1)
         throw std::invalid_argument("phi or psi out of range");
     GateRow row{};
@@ -252,11 +306,19 @@ void gate(uintptr_t g, uintptr_t u, bool bf16, uintptr_t threshold, uintptr_t ga
     row.threshold = at<const float>(threshold);
     row.gate_bias = at<const float>(gate_bias);
     row.up_bias = at<const float>(up_bias);
+    row.down_input = at<const float>(down_input);
     row.neurons = neurons;
     row.phi = static_cast<Phi>(phi);
     row.psi = static_cast<Psi>(psi);
     row.reads = at<int64_t>(reads);
     gate_rows(row, rows, kernels_for(isa), const_cast<ThreadPool &>(*pool));
+}
+
+void keep_largest_of(uintptr_t values, int64_t rows, int64_t count, int64_t k,
+                     const ThreadPool *pool) {
+    if (rows < 0 || count < 0 || k < 0)
+        throw std::invalid_argument("rows, count or k out of range");
+    keep_largest_rows(at<float>(values), rows, count, k, const_cast<ThreadPool &>(*pool));
 }
 
 void attend(uintptr_t qkv, uintptr_t attended, uintptr_t cos, uintptr_t sin, uintptr_t keys,
@@ -298,7 +360,10 @@ NB_MODULE(_native, m) {
     m.def("unpack", &unpack, "matrix"_a, "begin"_a, "end"_a, "to_bf16"_a, "out"_a, "pool"_a,
           "isa"_a, Unlocked());
     m.def("gate", &gate, "g"_a, "u"_a, "bf16"_a, "threshold"_a, "gate_bias"_a, "up_bias"_a,
-          "neurons"_a, "phi"_a, "psi"_a, "reads"_a, "rows"_a, "pool"_a, "isa"_a, Unlocked());
+          "down_input"_a, "neurons"_a, "phi"_a, "psi"_a, "reads"_a, "rows"_a, "pool"_a, "isa"_a,
+          Unlocked());
+    m.def("keep_largest", &keep_largest_of, "values"_a, "rows"_a, "count"_a, "k"_a, "pool"_a,
+          Unlocked());
     m.def("attend", &attend, "qkv"_a, "attended"_a, "cos"_a, "sin"_a, "keys"_a, "values"_a,
           "head_stride"_a, "bf16_cache"_a, "tokens"_a, "start"_a, "heads"_a, "kv_heads"_a,
           "head_dim"_a, "window"_a, "pool"_a, "isa"_a, Unlocked());
@@ -313,10 +378,12 @@ NB_MODULE(_native, m) {
 
     nb::class_<GatedFfn>(m, "GatedFfn")
         .def(nb::init<Matrix, Matrix, Matrix, Floats, MaybeFloats, MaybeFloats, MaybeFloats, int,
-                      int>(),
+                      int, MaybeFloats, MaybeFloats, MaybeFloats, bool, bool, int64_t>(),
              "gate"_a, "up"_a, "down"_a, "threshold"_a.noconvert(),
              "gate_bias"_a.noconvert().none(), "up_bias"_a.noconvert().none(),
-             "down_bias"_a.noconvert().none(), "phi"_a, "psi"_a)
+             "down_bias"_a.noconvert().none(), "phi"_a, "psi"_a,
+             "gate_input"_a.noconvert().none(), "up_input"_a.noconvert().none(),
+             "down_input"_a.noconvert().none(), "gate_by_input"_a, "up_by_input"_a, "top_k"_a)
         .def("call", &GatedFfn::call, "pool"_a, "isa"_a, "x"_a, "y"_a, "counts"_a, "rows"_a,
              Unlocked());
 
@@ -330,17 +397,26 @@ NB_MODULE(_native, m) {
         .def("call", &SparseInputLinear::call, "pool"_a, "isa"_a, "x"_a, "y"_a, "reads"_a,
              "rows"_a, Unlocked());
 
+    nb::class_<Projection>(m, "Projection")
+        .def(nb::init<Matrix, MaybeFloats, MaybeFloats, bool>(), "weight"_a,
+             "bias"_a.noconvert().none(), "threshold"_a.noconvert().none(), "by_input"_a);
+
     nb::class_<Layer>(m, "Layer")
         .def("__init__",
-             [](Layer *self, Floats input_norm, Linear qkv, Linear o, Floats ffn_norm,
-                GatedFfn ffn) { new (self) Layer{input_norm, qkv, o, ffn_norm, ffn}; },
-             "input_norm"_a.noconvert(), "qkv"_a, "o"_a, "ffn_norm"_a.noconvert(), "ffn"_a);
+             [](Layer *self, Floats input_norm, std::optional<Linear> qkv, std::optional<Linear> o,
+                std::vector<Projection> parts, Floats ffn_norm, GatedFfn ffn) {
+                 new (self) Layer{input_norm, qkv, o, parts, ffn_norm, ffn};
+             },
+             "input_norm"_a.noconvert(), "qkv"_a.none(), "o"_a.none(), "parts"_a,
+             "ffn_norm"_a.noconvert(), "ffn"_a);
 
     nb::class_<BoundDecoder>(m, "Decoder")
         .def(nb::init<Matrix, std::vector<Layer>, Floats, Matrix, float, int64_t, int64_t, int64_t,
-                      int64_t, bool, std::shared_ptr<ThreadPool>, const std::string &>(),
+                      int64_t, bool, bool, bool, std::shared_ptr<ThreadPool>,
+                      const std::string &>(),
              "embedding"_a, "layers"_a, "final_norm"_a.noconvert(), "head"_a, "eps"_a, "heads"_a,
-             "kv_heads"_a, "head_dim"_a, "window"_a, "bf16_cache"_a, "pool"_a, "isa"_a)
+             "kv_heads"_a, "head_dim"_a, "window"_a, "bf16_cache"_a, "input_relu"_a,
+             "counts_inputs"_a, "pool"_a, "isa"_a)
         .def("step", &BoundDecoder::step, "rows"_a, "count"_a, "cos"_a, "sin"_a, "first_logits"_a,
              "logits"_a, "counts"_a, Unlocked());
 }

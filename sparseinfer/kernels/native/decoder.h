@@ -11,6 +11,21 @@
 
 namespace sparseinfer {
 
+// What may have thresholds on its inputs, in the order of the counts.
+enum class Part : int { q, k, v, o, gate, up, down };
+constexpr int64_t kParts = 7;
+
+// One linear layer in either layout.
+struct ProjectionView {
+    MatrixView weight;         // [outputs, inputs], or by input [inputs, outputs]
+    const float *bias;         // [outputs] or null
+    const float *threshold;    // [inputs] or null: every input counts
+    bool by_input;
+
+    int64_t inputs() const { return by_input ? weight.rows : weight.columns; }
+    int64_t outputs() const { return by_input ? weight.columns : weight.rows; }
+};
+
 struct LayerView {
     const float *input_norm;    // [hidden]
     MatrixView qkv;             // [(heads + 2 kv_heads) head_dim, hidden]
@@ -19,6 +34,10 @@ struct LayerView {
     const float *o_bias;        // or null
     const float *ffn_norm;      // [hidden]
     FfnWeights ffn;
+    // Where any of q, k, v and o has thresholds or is stored by input: the four of them, in place of
+    // qkv and o.
+    bool apart;
+    ProjectionView parts[4];
 };
 
 struct ModelView {
@@ -32,6 +51,8 @@ struct ModelView {
     int64_t window;             // positions a token sees, itself included; 0: all
     Format cache_format;        // fp32 or bf16
     std::vector<LayerView> layers;
+    bool input_relu = false;    // a ReLU after the norms of each layer
+    bool counts_inputs = false;
 };
 
 // One token and where it goes. Rows may belong to one sequence (consecutive positions) or many.
@@ -49,14 +70,13 @@ public:
     Decoder(ModelView model, std::shared_ptr<ThreadPool> pool, const Kernels &kernels);
 
     // cos and sin: [positions, head_dim]. Writes logits [rows - first_logits, vocabulary] of rows
-    // first_logits and later, and counts [layers, rows, 2] (rows of up and of down read).
+    // first_logits and later, and counts [layers, rows, 2] (rows of up and of down read), or with
+    // counts_inputs [layers, rows, 2 + kParts], zeroed by the caller: then the inputs that count of
+    // each part.
     void step(const TokenRow *rows, int64_t count, const float *cos, const float *sin,
               int64_t first_logits, float *logits, int32_t *counts);
 
 private:
-    struct Work;
-    void member(Work &work, int64_t thread);
-
     ModelView model_;
     std::shared_ptr<ThreadPool> pool_;
     const Kernels &kernels_;

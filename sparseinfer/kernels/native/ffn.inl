@@ -124,20 +124,28 @@ void finish_batch(const FfnWeights &w, const FfnCall &call, FfnBatch &batch, Ffn
     const int64_t n = w.hidden;
     const uint8_t *down[kBatch];
     for (int i = 0; i < batch.count; i++) down[i] = row_of(w.down, batch.neuron[i]);
-    // With a psi that drops neurons, which rows of down are needed is not known yet.
-    Soon soon{down, w.psi == Psi::id ? batch.count : 0, next.bytes};
+    const Input *inputs = call.up_inputs ? call.up_inputs : call.inputs;
+    // With a psi or a threshold that drops neurons, which rows of down are needed is not known yet.
+    const bool known = w.psi == Psi::id && !w.down_input;
+    Soon soon{down, known ? batch.count : 0, next.bytes};
+    if (call.u) soon.fetch(kBatch);    // no up row is there to ask for them
     for (int i0 = 0; i0 < batch.count; i0 += 16) {
         const int count = batch.count - i0 < 16 ? batch.count - i0 : 16;
-        const uint8_t *rows[16];
-        for (int i = 0; i < count; i++) rows[i] = row_of(w.up, batch.neuron[i0 + i]);
-        dot_sixteen<F>(rows, count, batch.mask + i0, call.inputs, call.rows, n, soon, s.u);
+        if (!call.u) {
+            const uint8_t *rows[16];
+            for (int i = 0; i < count; i++) rows[i] = row_of(w.up, batch.neuron[i0 + i]);
+            dot_sixteen<F>(rows, count, batch.mask + i0, inputs, call.rows, n, soon, s.u);
+        }
         for (int64_t b = 0; b < call.rows; b++)
             for (int i = 0; i < count; i++) {
-                float u = s.u[b][i];
-                if (w.up_bias) u += w.up_bias[batch.neuron[i0 + i]];
+                const int32_t neuron = batch.neuron[i0 + i];
+                float u = call.u ? call.u[b * w.intermediate + neuron] : s.u[b][i];
+                if (w.up_bias && !call.u) u += w.up_bias[neuron];
                 if (w.psi == Psi::relu) u = relu(u);
                 const bool kept = batch.mask[i0 + i] >> b & 1;
-                batch.a[b][i0 + i] = kept ? batch.a[b][i0 + i] * u : 0.0f;
+                float h = kept ? batch.a[b][i0 + i] * u : 0.0f;
+                if (w.down_input && !keeps(h, w.down_input[neuron])) h = 0.0f;
+                batch.a[b][i0 + i] = h;
             }
     }
     int64_t b = add_down_shared<F, 4>(w, call, batch, down, 0, next);
@@ -226,11 +234,68 @@ void ffn_ranges(const FfnWeights &w, const FfnCall &call, int64_t first, int64_t
 #undef SPARSEINFER_CALL
 }
 
-// y[b, begin:end] from the accumulators [ranges, rows, width] that `written(slot)` names.
+// phi of the gate values of one row, in place; 0 for what the threshold drops.
+void activate_neurons(const FfnWeights &w, float *g, int64_t begin, int64_t end) {
+    for (int64_t i0 = begin; i0 < end; i0 += 16) {
+        const int64_t count = smaller(16, end - i0);
+        float a[16] = {};
+        for (int64_t i = 0; i < count; i++) a[i] = g[i0 + i];
+        activate(w.phi, a);
+        for (int64_t i = 0; i < count; i++)
+            g[i0 + i] = keeps(a[i], w.threshold[i0 + i]) ? a[i] : 0.0f;
+    }
+}
+
+// The neurons of a batch need not be near each other here: which are kept is known beforehand.
+template <Format F>
+void ffn_given_of(const FfnWeights &w, const FfnCall &call, int64_t first, int64_t *next) {
+    FfnScratch &s = *static_cast<FfnScratch *>(call.scratch);
+    FfnBatch &batch = s.batches[0];
+    const int64_t ranges = (w.intermediate + w.range - 1) / w.range;
+    const int64_t row_bytes = bytes_per_row<F>(w.hidden);
+    batch.count = 0;
+    const auto finish = [&] {
+        Soon nothing{nullptr, 0, row_bytes};
+        finish_batch<F>(w, call, batch, s, nothing);
+    };
+    for (int64_t range = first; range < ranges;
+         range = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) {
+        const int64_t begin = range * w.range;
+        const int64_t end = smaller(begin + w.range, w.intermediate);
+        int32_t *reads = call.reads + range * call.rows * 2;
+        for (int64_t b = 0; b < 2 * call.rows; b++) reads[b] = 0;
+        batch.range = range;
+        for (int64_t i = begin; i < end; i++) {
+            uint16_t mask = 0;
+            for (int64_t b = 0; b < call.rows; b++) {
+                const float a = call.a[b * w.intermediate + i];
+                batch.a[b][batch.count] = a;
+                if (a == 0.0f) continue;
+                mask |= static_cast<uint16_t>(1u << b);
+                reads[2 * b]++;
+            }
+            if (!mask) continue;
+            if (!call.u) prefetch_start(row_of(w.up, i), row_bytes);
+            batch.neuron[batch.count] = static_cast<int32_t>(i);
+            batch.mask[batch.count++] = mask;
+            if (batch.count == 16) finish();
+        }
+        finish();
+    }
+}
+
+void ffn_given(const FfnWeights &w, const FfnCall &call, int64_t first, int64_t *next) {
+#define SPARSEINFER_CALL(F) ffn_given_of<F>(w, call, first, next)
+    SPARSEINFER_BY_FORMAT(w.down.format, SPARSEINFER_CALL)
+#undef SPARSEINFER_CALL
+}
+
+// y[b, begin:end] from the accumulators [ranges, rows, width] that `written(slot)` names; rows of y
+// lie `stride` apart.
 template <class Written>
 void sum_ranges(int64_t ranges, int64_t rows, int64_t width, const float *partial,
                 Format format, const float *bias, int64_t columns, int64_t begin, int64_t end,
-                bool add_to, float *y, const Written &written) {
+                bool add_to, float *y, int64_t stride, const Written &written) {
     for (int64_t b = 0; b < rows; b++)
         for (int64_t j0 = begin; j0 < end; j0 += kSumColumns) {
             const int64_t held = smaller(kSumColumns, width - j0);
@@ -248,7 +313,7 @@ void sum_ranges(int64_t ranges, int64_t rows, int64_t width, const float *partia
             for (int64_t j = j0; j < stop; j++) {
                 float v = acc[column_position(format, j, columns) - j0];
                 if (bias) v += bias[j];
-                float *out = y + b * columns + j;
+                float *out = y + b * stride + j;
                 *out = add_to ? *out + v : v;
             }
         }
@@ -256,6 +321,6 @@ void sum_ranges(int64_t ranges, int64_t rows, int64_t width, const float *partia
 
 void ffn_sum(const FfnWeights &w, const FfnCall &call, int64_t begin, int64_t end) {
     sum_ranges((w.intermediate + w.range - 1) / w.range, call.rows, call.width, call.partial,
-               w.down.format, w.down_bias, w.hidden, begin, end, call.add, call.y,
+               w.down.format, w.down_bias, w.hidden, begin, end, call.add, call.y, w.hidden,
                [&](int64_t slot) { return call.reads[2 * slot + 1] != 0; });
 }

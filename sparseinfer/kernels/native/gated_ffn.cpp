@@ -23,6 +23,10 @@ int64_t range_size(int64_t neurons) {
 
 int64_t range_count(int64_t neurons, int64_t range) { return (neurons + range - 1) / range; }
 
+bool needs_all_gates(const FfnWeights &weights) {
+    return weights.top_k > 0 || weights.gate_by_input || weights.up_by_input;
+}
+
 void gated_ffn(const FfnWeights &weights, const Kernels &kernels, ThreadPool &pool, const float *x,
                float *y, int64_t *counts, int64_t all_rows) {
     const int64_t hidden = weights.hidden;

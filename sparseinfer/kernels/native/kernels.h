@@ -60,6 +60,14 @@ struct FfnWeights {
     int64_t range;
     Phi phi;
     Psi psi;
+    // Thresholds on inputs, or null: on the values that gate and up multiply [hidden], and on neuron
+    // outputs h [intermediate], which down multiplies.
+    const float *gate_input;
+    const float *up_input;
+    const float *down_input;
+    bool gate_by_input;        // gate is stored [hidden, intermediate]
+    bool up_by_input;          // up is
+    int64_t top_k;             // neurons kept at most; 0: all that reach their threshold
 };
 
 struct FfnCall {
@@ -70,20 +78,25 @@ struct FfnCall {
     float *partial;         // [ranges, rows, width], written only where `reads` says so
     int64_t width;          // columns of down in accumulator order (accumulator_width)
     int32_t *reads;         // [ranges, rows, 2]: rows of up, rows of down
+    const Input *up_inputs; // [rows] of up; null: those of gate
+    const float *a;         // ffn_given: [rows, intermediate], 0 where a neuron is not kept
+    const float *u;         // ffn_given: [rows, intermediate], bias added; null: up is multiplied
     void *scratch;          // ffn_scratch() bytes of the calling thread's own
 };
 
 // y = x[rows, inputs] restricted to kept inputs, times a matrix stored by inputs.
 struct SparseInputWeights {
     MatrixView weight;         // [inputs, outputs]: input-major
-    const float *threshold;    // [inputs]
+    const float *threshold;    // [inputs] or null: 0
     const float *bias;         // [outputs] or null
     int64_t range;             // inputs per range, as in FfnWeights
 };
 
 struct SparseInputCall {
     const float *x;      // [rows, inputs]
-    float *y;            // [rows, outputs]
+    float *y;            // [rows, at least outputs], `y_stride` apart
+    int64_t y_stride;
+    bool add;            // to what y holds
     int64_t rows;
     float *partial;      // [ranges, rows, width]
     int64_t width;
@@ -116,6 +129,7 @@ struct GateRow {
     void *h;                   // may be g
     Format format;
     const float *threshold;    // [neurons]
+    const float *down_input;   // [neurons], threshold on abs(h); or null
     const float *gate_bias;    // [neurons] or null
     const float *up_bias;      // [neurons] or null
     int64_t neurons;
@@ -157,6 +171,10 @@ struct Kernels {
     // Works on range `first`, then on ranges claimed from the shared counter `next` until none is
     // left.
     void (*ffn_ranges)(const FfnWeights &, const FfnCall &, int64_t first, int64_t *next);
+    // In place: g[begin:end] of one row becomes phi(g), and 0 where the threshold drops a neuron.
+    void (*activate_neurons)(const FfnWeights &, float *g, int64_t begin, int64_t end);
+    // As ffn_ranges, of neurons whose activations `a` are known.
+    void (*ffn_given)(const FfnWeights &, const FfnCall &, int64_t first, int64_t *next);
     // y[:, begin:end] from the ranges' accumulators, added in order of range; `begin` is a multiple
     // of kSumColumns.
     void (*ffn_sum)(const FfnWeights &, const FfnCall &, int64_t begin, int64_t end);

@@ -66,6 +66,8 @@ extern const Kernels SPARSEINFER_JOIN(kernels_, SPARSEINFER_ISA) = {
     dot_rows,
     ffn_scratch,
     ffn_ranges,
+    activate_neurons,
+    ffn_given,
     ffn_sum,
     sparse_input_range,
     sparse_input_sum,

@@ -56,6 +56,7 @@ void sparse_input_linear(const SparseInputWeights &weights, const Kernels &kerne
         call.rows = std::min(kMaxRows, all_rows - first);
         call.x = x + first * inputs;
         call.y = y + first * outputs;
+        call.y_stride = outputs;
         call.width = accumulator_width(weights.weight);
         Arena measure;
         measure.take<float>(ranges * call.rows * call.width);

@@ -48,7 +48,7 @@ void sparse_input_range_of(const SparseInputWeights &w, const SparseInputCall &c
             float scale[kList];
             int live = 0;
             for (int64_t j = j0; j < smaller(j0 + kList, end); j++) {
-                if (!keeps(x[j], w.threshold[j])) continue;
+                if (!keeps(x[j], w.threshold ? w.threshold[j] : 0.0f)) continue;
                 rows[live] = row_of(w.weight, j);
                 scale[live++] = x[j];
             }
@@ -72,6 +72,6 @@ void sparse_input_range(const SparseInputWeights &w, const SparseInputCall &call
 void sparse_input_sum(const SparseInputWeights &w, const SparseInputCall &call, int64_t begin,
                       int64_t end) {
     sum_ranges((w.weight.rows + w.range - 1) / w.range, call.rows, call.width, call.partial,
-               w.weight.format, w.bias, w.weight.columns, begin, end, false, call.y,
+               w.weight.format, w.bias, w.weight.columns, begin, end, call.add, call.y, call.y_stride,
                [&](int64_t slot) { return call.reads[slot] != 0; });
 }

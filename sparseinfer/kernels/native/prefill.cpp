@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "openmp.h"
+#include "top_k.h"
 
 namespace sparseinfer {
 namespace {
@@ -54,6 +55,15 @@ void gate_rows(const GateRow &first, int64_t rows, const Kernels &kernels, Threa
             row.reads = first.reads + 2 * i;
             kernels.gate_row(row);
         }
+    });
+}
+
+void keep_largest_rows(float *a, int64_t rows, int64_t n, int64_t k, ThreadPool &pool) {
+    const auto lock = pool.exclusive();
+    share(pool, chunks(rows, kGateChunk), [&](int64_t chunk) {
+        const int64_t begin = chunk * kGateChunk;
+        for (int64_t i = begin; i < std::min(begin + kGateChunk, rows); i++)
+            keep_largest(a + i * n, n, k);
     });
 }
 

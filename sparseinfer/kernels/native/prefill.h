@@ -15,6 +15,9 @@ void unpack_rows(const MatrixView &matrix, int64_t begin, int64_t end, Format to
 // Rows of g, u and h [rows, neurons]; `first` describes row 0. Adds to reads [rows, 2].
 void gate_rows(const GateRow &first, int64_t rows, const Kernels &kernels, ThreadPool &pool);
 
+// keep_largest of each row of a [rows, n].
+void keep_largest_rows(float *a, int64_t rows, int64_t n, int64_t k, ThreadPool &pool);
+
 // Rotates the queries and keys of qkv [tokens, (heads + 2 kv_heads) head_dim] in place, stores keys
 // and values at positions start and on, and writes attended [tokens, heads head_dim].
 struct PromptLayer {

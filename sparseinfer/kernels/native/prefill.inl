@@ -95,6 +95,24 @@ inline void mask_products(float *a, const float *v, const float *threshold, int3
     *down += live;
 }
 
+// Drops neuron outputs below their threshold; returns how many are left.
+inline int32_t mask_outputs(float *h, const float *threshold) {
+    constexpr int32_t kMagnitude = 0x7fffffff;
+    int32_t live = 0;
+    for (int i = 0; i < kGateStep; i++) {
+        const float floor = threshold[i] > 0.0f ? threshold[i] : 0.0f;
+        int32_t bits, least;
+        __builtin_memcpy(&bits, h + i, 4);
+        __builtin_memcpy(&least, &floor, 4);
+        least = least > 1 ? least : 1;
+        const int32_t mask = (bits & kMagnitude) >= least ? -1 : 0;
+        bits &= mask;
+        live -= mask;
+        __builtin_memcpy(h + i, &bits, 4);
+    }
+    return live;
+}
+
 template <class T>
 void gate_row_as(const GateRow &r) {
     const T *g = static_cast<const T *>(r.g);
@@ -116,7 +134,13 @@ void gate_row_as(const GateRow &r) {
         for (int64_t i = 0; i < n; i += 16) activate(r.phi, a + i);
         if (r.psi == Psi::relu)
             for (int i = 0; i < kGateStep; i++) v[i] = relu(v[i]);
-        mask_products(a, v, threshold, &up, &down);
+        int32_t live = 0;
+        mask_products(a, v, threshold, &up, &live);
+        if (r.down_input) {
+            take(r.down_input + k, n, threshold);
+            live = mask_outputs(a, threshold);
+        }
+        down += live;
         if (n == kGateStep)
             put(a, kGateStep, h + k);
         else
