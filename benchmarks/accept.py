@@ -5,7 +5,8 @@
 Each check prints a line per figure as it ends; the exit status is 1 if any promise is missed.
 Allow two hours on two cores for all of it: `speed` alone is most of one, and more the first time,
 when random models of 6 GB are written and quantised for llama.cpp. `first-token` makes a whole 7B
-model: 18 GB of disk. `speed` and the 4-bit figure of `quantised-quality` need the `bench` extra.
+model: 18 GB of disk. `speed` and the 4-bit figure of `quantised-quality` need the `bench` extra,
+`tasks` the extra of that name.
 Leave the machine alone while `speed` and `first-token` run.
 
 `speed` leaves the reports of `sparseinfer bench` in docs/results/, where
@@ -41,6 +42,7 @@ from acceptance.figure import Figure, not_measured
 from acceptance.native import sanitizers
 from acceptance.packed import first_token, refusals, resident_memory
 from acceptance.speed import speed
+from acceptance.tasks import tasks
 
 import sparseinfer
 
@@ -57,6 +59,7 @@ CHECKS: dict[str, Callable[[Path], list[Figure]]] = {
     "quantised-quality": quantised_quality,
     "resident-memory": resident_memory,
     "first-token": first_token,
+    "tasks": tasks,
     "sanitizers": sanitizers,
 }
 SPEED = "speed"

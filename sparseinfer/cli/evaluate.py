@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from sparseinfer.cli.console import (
     MODEL_HELP,
     THREADS_HELP,
     WEIGHTS_HELP,
+    fraction,
     megabytes,
     percent,
     print_json,
@@ -20,6 +21,9 @@ from sparseinfer.cli.console import (
     progress,
 )
 from sparseinfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sparseinfer.eval import Evaluation
 
 
 def evaluate(
@@ -40,6 +44,18 @@ def evaluate(
     by: Annotated[
         str, typer.Option(help="prefill: in chunks; decode: token by token (slow).")
     ] = "prefill",
+    firing_tokens: Annotated[
+        int, typer.Option(help="Watch which neurons fire on so many tokens; 0: leave that out.")
+    ] = 4096,
+    ppl_p: Annotated[
+        str | None,
+        typer.Option(help="Find the sparsity at which perplexity rises by so much, as 1%."),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="lm-eval tasks, as arc_easy,piqa,hellaswag (extra 'tasks')."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Examples of each task; default all.")] = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write report.json and report.md here.")
     ] = None,
@@ -53,9 +69,17 @@ def evaluate(
     Examples:
 
         sparseinfer eval ./smollm2-135m-chess --report report
+
+        sparseinfer eval ./smollm2-135m-chess --tasks arc_easy,piqa,hellaswag --limit 300
+
+        sparseinfer eval smollm2-135m --ppl-p 1%
     """
     if by not in ("prefill", "decode"):
         raise ConfigError(f"--by {by} is not one of prefill, decode")
+    if limit is not None and not tasks:
+        raise ConfigError("--limit is a number of examples of --tasks; give those too")
+    names = _listed(tasks)
+    rise = None if ppl_p is None else fraction(ppl_p, "--ppl-p")
     from sparseinfer.eval import evaluate as run
     from sparseinfer.eval.report import (
         check_report_folder,
@@ -78,6 +102,10 @@ def evaluate(
             threads=threads,
             huge_pages=huge_pages,
             by="decode" if by == "decode" else "prefill",
+            firing_tokens=firing_tokens,
+            ppl_p=rise,
+            tasks=names,
+            limit=limit,
             progress=show,
         )
     content = evaluation_json(result)
@@ -86,22 +114,25 @@ def evaluate(
     if as_json:
         print_json(content)
         return
+    rows = _rows(result)
+    if report is not None:
+        rows.append(("report", str(report)))
+    print_table(f"Evaluation of {result.model}", rows)
+
+
+def _listed(tasks: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    if tasks is not None and not names:
+        raise ConfigError("--tasks is empty; give names such as arc_easy,piqa")
+    return names
+
+
+def _rows(result: Evaluation) -> list[tuple[str, str]]:
     recipe, found = result.recipe, result.sparsities
     rows = [
         ("token perplexity", f"{result.perplexity:.3f}"),
         ("bits per byte", f"{result.bits_per_byte:.4f}"),
-    ]
-    if result.comparison:
-        against = result.comparison
-        rows += [
-            ("dense perplexity", f"{against.perplexity:.3f} ({against.parent}, {against.weights})"),
-            ("ratio to dense", f"{against.perplexity_ratio:.4f}"),
-            ("KL(dense, model)", f"{against.kl:.4f} nats per token"),
-            ("top-1 agreement", percent(against.top1_agreement)),
-        ]
-    else:
-        rows.append(("against dense", f"left out: {result.no_comparison_because}"))
-    rows += [
+        *_comparison_rows(result),
         (
             "neuron sparsity",
             f"{percent(found.neuron)} (layers {percent(min(result.layer_sparsity))} to "
@@ -109,6 +140,50 @@ def evaluate(
         ),
         ("FFN byte sparsity", percent(found.ffn_bytes)),
         ("model byte sparsity", percent(found.model_bytes)),
+    ]
+    if result.prefill and result.decode:
+        prompts, generated = result.prefill.sparsities, result.decode.sparsities
+        rows.append(
+            (
+                "in prompts, generated",
+                f"{percent(prompts.neuron)}, {percent(generated.neuron)} of neurons; "
+                f"{percent(prompts.model_bytes)}, {percent(generated.model_bytes)} of model bytes",
+            )
+        )
+    if result.firing:
+        layers = result.firing.layers
+        dead = sum(one.dead for one in layers) / len(layers)
+        hot = sum(one.hot for one in layers) / len(layers)
+        rows += [
+            (
+                "neurons",
+                f"{percent(dead)} dead, {percent(hot)} hot ({result.firing.tokens} tokens)",
+            ),
+            ("CETT", _span([one.cett for one in layers])),
+        ]
+    else:
+        rows.append(("firing", f"left out: {result.no_firing_because}"))
+    if result.ppl_p:
+        at = result.ppl_p
+        rows.append(
+            (
+                f"PPL-{100 * at.p:g}% sparsity",
+                f"{percent(at.neuron_sparsity)} of neurons at {at.perplexity_ratio:.4f} times "
+                f"{at.perplexity:.3f}, CETT {at.cett:.4f}",
+            )
+        )
+    if result.tasks:
+        rows += [
+            (
+                f"{score.task} {score.metric}",
+                f"{score.value:.4f}"
+                + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
+                + f" ({score.examples} examples)",
+            )
+            for score in result.tasks.scores
+        ]
+    return [
+        *rows,
         (
             "bytes per token",
             f"{megabytes(found.bytes_per_token_read)} read, "
@@ -120,6 +195,25 @@ def evaluate(
             f"context {recipe.context}, stride {recipe.stride}, by {recipe.by}, {result.weights}",
         ),
     ]
-    if report is not None:
-        rows.append(("report", str(report)))
-    print_table(f"Evaluation of {result.model}", rows)
+
+
+def _comparison_rows(result: Evaluation) -> list[tuple[str, str]]:
+    against = result.comparison
+    if against is None:
+        return [("against dense", f"left out: {result.no_comparison_because}")]
+    interval = against.interval
+    sure = (
+        f"95% interval {interval.low:.4f} to {interval.high:.4f}"
+        if interval
+        else f"no interval: {against.no_interval_because}"
+    )
+    return [
+        ("dense perplexity", f"{against.perplexity:.3f} ({against.parent}, {against.weights})"),
+        ("ratio to dense", f"{against.perplexity_ratio:.4f} ({sure})"),
+        ("KL(dense, model)", f"{against.kl:.4f} nats per token"),
+        ("top-1 agreement", percent(against.top1_agreement)),
+    ]
+
+
+def _span(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.4f} (layers {min(values):.4f} to {max(values):.4f})"

@@ -1,8 +1,10 @@
-"""Measures a model's quality and sparsity on text, beside its dense parent.
+"""Measures a model's quality and sparsity on text and tasks, beside its dense parent.
 
 Reading order: `windows` (what is scored in which context), `perplexity` (the measurements),
-`parent` (finds the dense model to compare with), `evaluate` (all of it), `report` (JSON and
-Markdown).
+`parent` (finds the dense model to compare with), `comparison` with `interval` (what came of it),
+`phases` (prompts and generated text apart), `masked_layer` (single layers with a model's masks),
+`firing` and `ppl_p` (passes through those), `tasks` with `local_tasks` and `engine_lm` (lm-eval),
+`evaluate` (all of it), `report` (JSON) and `markdown`.
 """
 
 from sparseinfer.eval.evaluate import Evaluation, evaluate

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Protocol
 
 import torch
 
 from sparseinfer.checkpoint.layout import Progress
-from sparseinfer.engine import Model
 from sparseinfer.engine.model import Phase
 from sparseinfer.errors import NumericalError
 from sparseinfer.eval.windows import Window
 
 _ROWS_AT_ONCE = 128
+
+
+class Scorer(Protocol):
+    """What is needed of a model to score text."""
+
+    def logit_chunks(self, ids: Sequence[int], *, by: Phase = "prefill") -> Iterator[torch.Tensor]:
+        """Next-token logits [n, V] fp32 of all positions, some at a time."""
+        ...
 
 
 @dataclass
@@ -29,35 +37,62 @@ class Totals:
     """KL(dense || model)."""
     top1_agreements: int = 0
 
+    def add(self, other: Totals) -> None:
+        self.tokens += other.tokens
+        self.nll += other.nll
+        self.dense_nll += other.dense_nll
+        self.kl += other.kl
+        self.top1_agreements += other.top1_agreements
+
+
+def sum_of(windows: Iterable[Totals]) -> Totals:
+    """All windows together."""
+    total = Totals()
+    for window in windows:
+        total.add(window)
+    return total
+
 
 def measure(
-    model: Model,
-    dense: Model | None,
+    model: Scorer,
+    dense: Scorer | None,
     windows: Sequence[Window],
     *,
     by: Phase,
     progress: Progress,
-) -> Totals:
-    """Runs both models over all windows.
+    what: str = "scoring",
+) -> list[Totals]:
+    """Runs both models over all windows; the sums of each window.
 
     Args:
         dense: the model to compare with, of the same vocabulary; None leaves the comparison at 0.
         by: `prefill` or `decode`, see `Model.logits`.
+        what: name of the work for `progress`.
 
     Raises:
         NumericalError: a model that computes NaN.
     """
-    totals = Totals()
+    measured = []
     for done, window in enumerate(windows, start=1):
+        totals = Totals()
         _score(totals, model, dense, window, by)
         for name, nll in (("model", totals.nll), ("dense parent", totals.dense_nll)):
             if not math.isfinite(nll):
                 raise NumericalError(f"the {name} computes NaN logits: its weights are broken")
-        progress("scoring", done, len(windows))
-    return totals
+        measured.append(totals)
+        progress(what, done, len(windows))
+    return measured
 
 
-def _score(totals: Totals, model: Model, dense: Model | None, window: Window, by: Phase) -> None:
+def perplexity(nll: float, tokens: int) -> float:
+    """exp(nll / tokens); infinite where a float cannot hold it."""
+    try:
+        return math.exp(nll / tokens)
+    except OverflowError:
+        return math.inf
+
+
+def _score(totals: Totals, model: Scorer, dense: Scorer | None, window: Window, by: Phase) -> None:
     """Adds one window, a chunk of logits at a time."""
     ids, targets = window.ids[:-1], torch.tensor(window.ids[1:])
     first_scored = len(ids) - window.scored

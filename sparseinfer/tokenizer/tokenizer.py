@@ -42,6 +42,12 @@ class Tokenizer:
         return self.backend.has_chat_template
 
     @property
+    def first_token(self) -> tuple[int, str] | None:
+        """Id and text of the beginning-of-text token, whether or not `encode` puts it first; None
+        for a tokenizer without one."""
+        return self.backend.first_token
+
+    @property
     def special_prefix(self) -> list[int]:
         """What `encode` puts before any text (a beginning-of-text token, or nothing)."""
         with_special = self.backend.encode("a", special=True)

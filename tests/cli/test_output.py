@@ -225,3 +225,13 @@ def test_eval_without_a_parent_says_so(cli, make_model, prose_file):
     assert (result.code, result.err) == (0, "")
     assert "left out" in result.out
     assert "neuron sparsity" in result.out
+    assert "dead" in result.out
+    assert "CETT" in result.out
+
+
+def test_eval_prints_the_interval_of_the_ratio(cli, converted, prose_file):
+    options = ["--text", prose_file, "--tokens", "200", "--context", "50", "--firing-tokens", "0"]
+    result = cli("eval", converted, *options)
+    assert (result.code, result.err) == (0, "")
+    assert "95% interval" in result.out
+    assert "left out: not asked for" in result.out

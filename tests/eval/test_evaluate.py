@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from sparseinfer.errors import ConfigError, NumericalError, OutputError, SourceError
 from sparseinfer.eval import evaluate
 from sparseinfer.eval.report import evaluation_json, evaluation_markdown, write_report
+from sparseinfer.packed.pipeline import pack_model
 from sparseinfer.tokenizer import load_tokenizer
 
 from .conftest import TEXT_TOKENS
@@ -181,6 +182,10 @@ def test_a_parent_of_another_vocabulary_is_refused(sparse, make_model, short_tex
         ({"stride": 129}, "stride 129"),
         ({"weights": "fp8"}, "fp8"),
         ({"by": "both"}, "both"),
+        ({"firing_tokens": -1}, "firing tokens -1"),
+        ({"ppl_p": 0.0}, "0%"),
+        ({"ppl_p": -0.01}, "-1%"),
+        ({"ppl_p": 10.0}, "1000%"),
     ],
 )
 def test_bad_settings_are_refused_by_name(dense, short_text, settings, named):
@@ -216,13 +221,17 @@ def test_a_ratio_too_large_for_a_float_is_infinite(orphan, short_text):
 def test_progress_reaches_its_total(dense, short_text):
     calls = []
     evaluate(str(dense), text=short_text, threads=1, progress=lambda *report: calls.append(report))
-    assert [done for _, done, _ in calls] == list(range(1, len(calls) + 1))
-    assert calls[-1][1] == calls[-1][2]
+    work = dict.fromkeys(what for what, _, _ in calls)
+    assert list(work) == ["scoring", "decoding", "watching neurons"]
+    for what in work:
+        done = [one[1] for one in calls if one[0] == what]
+        assert done == list(range(1, len(done) + 1))
+        assert {one[2] for one in calls if one[0] == what} == {len(done)}
 
 
 @pytest.fixture(scope="module")
 def evaluation(sparse, short_text):
-    return evaluate(str(sparse), text=short_text, tokens=100, threads=1)
+    return evaluate(str(sparse), text=short_text, tokens=100, context=40, threads=1)
 
 
 def test_reports_hold_the_values_as_json_and_as_markdown(evaluation, tmp_path):
@@ -231,7 +240,7 @@ def test_reports_hold_the_values_as_json_and_as_markdown(evaluation, tmp_path):
     write_report(folder, "eval", evaluation_json(evaluation), markdown)
     assert sorted(path.name for path in folder.iterdir()) == ["eval.json", "eval.md"]
     stored = json.loads((folder / "eval.json").read_text("utf-8"))
-    assert stored["report_version"] == 1
+    assert stored["report_version"] == 2
     assert stored["versions"]["torch"] == torch.__version__
     assert stored["perplexity"] == evaluation.perplexity
     assert stored["comparison"]["kl"] == evaluation.comparison.kl
@@ -239,6 +248,12 @@ def test_reports_hold_the_values_as_json_and_as_markdown(evaluation, tmp_path):
     assert stored["sparsities"]["model_bytes"] == evaluation.sparsities.model_bytes
     assert stored["recipe"]["text_sha256"] == evaluation.recipe.text_sha256
     assert stored["record"]["method"] == "chess"
+    assert stored["comparison"]["interval"]["low"] == evaluation.comparison.interval.low
+    assert stored["decode"]["tokens"] == evaluation.decode.tokens == 4 * 63
+    assert stored["firing"]["layers"][2]["rates"] == list(evaluation.firing.layers[2].rates)
+    assert stored["threshold_deciles"] == [list(layer) for layer in evaluation.threshold_deciles]
+    assert stored["tasks"] is None
+    assert stored["ppl_p"] is None
     assert (folder / "eval.md").read_text("utf-8") == markdown
     for value in (
         f"{evaluation.perplexity:.3f}",
@@ -251,6 +266,10 @@ def test_reports_hold_the_values_as_json_and_as_markdown(evaluation, tmp_path):
         f"{evaluation.sparsities.model_bytes:.4f}",
         f"{evaluation.layer_sparsity[2]:.4f}",
         f"{evaluation.record.calibration.layer_sparsity[2]:.4f}",
+        f"{evaluation.comparison.interval.low:.4f} to {evaluation.comparison.interval.high:.4f}",
+        f"{evaluation.decode.sparsities.neuron:.4f}",
+        f"{evaluation.firing.layers[2].cett:.4f}",
+        f"{evaluation.firing.layers[2].active_std:.4f}",
         evaluation.recipe.text_sha256,
         "neuron sparsity",
         "FFN byte sparsity",
@@ -273,3 +292,83 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path):
         with pytest.raises(OutputError, match="cannot write the report") as refused:
             write_report(folder, "eval", {}, "")
         assert "\n" not in str(refused.value)
+
+
+def test_the_interval_is_that_of_the_windows_differences(dense, sparse, short_text):
+    found = evaluate(str(sparse), text=short_text, context=60, threads=1)
+    log_p, targets = _scored(sparse, short_text, 60, 60)
+    log_q, _ = _scored(dense, short_text, 60, 60)
+    difference = (log_q - log_p).gather(1, targets[:, None])[:, 0]
+    # Windows of 60 tokens, the first of which also has the first token of the text.
+    sums = torch.stack([part.sum() for part in difference.split(60)])
+    sizes = torch.tensor([len(part) for part in difference.split(60)]).double()
+    n, mean = len(sums), float(sums.sum() / sizes.sum())
+    scatter = float((sums - sizes * mean).square().sum())
+    stderr = math.sqrt(n / (n - 1) * scatter) / float(sizes.sum())
+    interval = found.comparison.interval
+    assert (interval.windows, n) == (12, 12)
+    assert interval.stderr == pytest.approx(stderr, rel=1e-2)
+    assert math.log(interval.low) == pytest.approx(mean - 2.20099 * stderr, abs=1e-3)
+    assert math.log(interval.high) == pytest.approx(mean + 2.20099 * stderr, abs=1e-3)
+    assert interval.low < found.comparison.perplexity_ratio < interval.high
+
+
+def test_a_text_of_one_window_has_no_interval(sparse, short_text):
+    found = evaluate(str(sparse), text=short_text, tokens=50, threads=1)
+    assert found.comparison.interval is None
+    assert "one window" in found.comparison.no_interval_because
+    assert "one window" in evaluation_markdown(found)
+
+
+def test_prompts_and_generated_text_are_counted_apart(sparse, short_text):
+    found = evaluate(str(sparse), text=short_text, tokens=300, threads=1)
+    assert found.prefill.layer_sparsity == found.layer_sparsity
+    assert found.prefill.sparsities == found.sparsities
+    assert (found.prefill.tokens, found.decode.tokens) == (3 * 128, 4 * 63)
+    again = evaluate(str(sparse), text=short_text, tokens=300, by="decode", threads=1)
+    assert again.decode == found.decode
+    assert again.prefill.tokens == 4 * 64
+    assert again.prefill.layer_sparsity != again.layer_sparsity
+
+
+def test_firing_rates_are_those_that_the_engine_realises(sparse, short_text):
+    found = evaluate(str(sparse), text=short_text, firing_tokens=512, threads=1)
+    # The engine's first four windows of 128 tokens.
+    engine = evaluate(str(sparse), text=short_text, tokens=512, threads=1)
+    assert found.firing.tokens == 512
+    assert found.firing.context == 128
+    for layer, realised in zip(found.firing.layers, engine.layer_sparsity, strict=True):
+        assert layer.active_mean == pytest.approx(1 - realised, abs=2e-3)
+        assert 0 < layer.cett < 1
+    assert found.no_firing_because == ""
+    assert len(found.threshold_deciles) == 3
+    for layer in found.threshold_deciles:
+        assert list(layer) == sorted(layer)
+        assert 0 < layer[0] < layer[10]
+
+
+def test_watching_can_be_left_out(dense, short_text):
+    found = evaluate(str(dense), text=short_text, tokens=50, firing_tokens=0, threads=1)
+    assert found.firing is None
+    assert "not asked for" in evaluation_markdown(found)
+    assert found.threshold_deciles == ()
+
+
+def test_a_packed_model_is_not_watched_and_says_so(sparse, short_text, tmp_path):
+    pack_model(str(sparse), "fp32", out=tmp_path / "packed")
+    found = evaluate(str(tmp_path / "packed"), text=short_text, tokens=50, threads=1)
+    assert found.firing is None
+    assert "packed" in found.no_firing_because
+    assert found.decode.tokens > 0
+    with pytest.raises(ConfigError, match="packed"):
+        evaluate(str(tmp_path / "packed"), text=short_text, tokens=50, ppl_p=0.01, threads=1)
+
+
+@pytest.mark.parametrize("model", ["dense", "sparse"])
+def test_two_runs_are_the_same(model, short_text, request):
+    folder = request.getfixturevalue(model)
+    first, second = (
+        evaluation_json(evaluate(str(folder), text=short_text, tokens=200, threads=1))
+        for _ in range(2)
+    )
+    assert first == second

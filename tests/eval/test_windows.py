@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparseinfer.errors import ConfigError
-from sparseinfer.eval.windows import make_windows
+from sparseinfer.eval.windows import make_windows, stack_windows, token_stream
 from sparseinfer.sources import Text
 
 TEXTS = st.text(alphabet="abc déß€語😀\n", min_size=1, max_size=60)
@@ -120,3 +120,33 @@ def test_the_smallest_text_that_can_be_scored(tokenizer):
     assert (recipe.tokens_scored, recipe.bytes_scored) == (1, 1)
     with pytest.raises(ConfigError, match="too few tokens"):
         windows_of(shortest[:-1], tokenizer)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=TEXTS, context=st.integers(2, 30), stride=st.one_of(st.none(), st.integers(1, 30)))
+def test_the_stream_behind_windows_is_the_text(tokenizer, text, context, stride):
+    prefix = tokenizer.special_prefix
+    assume(stride is None or stride <= context - len(prefix))
+    everything, _ = tokenizer.encode_with_offsets(text)
+    assume(len(everything) > (0 if prefix else 1))
+    windows, _ = windows_of(text, tokenizer, context=context, stride=stride)
+    assert token_stream(windows, prefix) == everything
+
+
+@pytest.mark.parametrize(
+    ("length", "prefix", "tokens", "context", "rows"),
+    [
+        (10, [], 100, 4, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (10, [], 8, 4, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (10, [], 7, 4, [[0, 1, 2, 3]]),
+        (10, [], 3, 4, [[0, 1, 2]]),
+        (3, [], 100, 8, [[0, 1, 2]]),
+        (1, [], 1, 2, [[0]]),
+        (10, [99], 100, 5, [[99, 0, 1, 2, 3], [99, 4, 5, 6, 7]]),
+        (10, [99], 9, 5, [[99, 0, 1, 2, 3]]),
+        (10, [99], 1, 5, [[99, 0]]),
+    ],
+)
+def test_stacked_windows_by_hand(length, prefix, tokens, context, rows):
+    stacked = stack_windows(range(length), prefix, tokens=tokens, context=context)
+    assert stacked.tolist() == rows

@@ -163,3 +163,18 @@ def test_only_fast_tokenizers_can_be_saved(tmp_path):
     with pytest.raises(UnsupportedError, match="not a fast one"):
         Tokenizer(TransformersBackend(Slow())).save(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_token_that_begins_texts_is_known_whether_or_not_it_is_put_there(make_model, tmp_path):
+    original = load_tokenizer(make_model())
+    original.save(tmp_path)
+    assert original.special_prefix == []
+    assert original.first_token == load_tokenizer(tmp_path).first_token == (1, "<s>")
+
+
+def test_a_tokenizer_may_have_no_token_that_begins_texts(make_model, tmp_path):
+    original = load_tokenizer(make_model())
+    original.backend.hf.bos_token = None
+    original.save(tmp_path)
+    assert original.first_token is None
+    assert load_tokenizer(tmp_path).first_token is None

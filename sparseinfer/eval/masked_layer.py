@@ -1,0 +1,164 @@
+"""A transformers decoder layer that computes a converted model's function, and can be watched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from sparseinfer.engine import Model
+from sparseinfer.kernels.gated_ffn.reference import activation, up_activation
+
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a model computes in its FFNs, and which neurons and inputs it takes as 0.
+
+    Attributes:
+        phi, psi: activations of gate and up.
+        shift: taken from the gate value before phi.
+        input_relu: a ReLU follows each norm that feeds attention or FFN.
+        thresholds: on |phi(g)|, one [I] per layer; empty for none.
+        top_k: of those only so many of a token, with the largest |phi(g)|; None for all.
+        inputs: thresholds on the inputs of projections (q, k, v, o, gate, up, down), one [in] per
+            layer.
+    """
+
+    phi: str
+    psi: str
+    shift: float = 0.0
+    input_relu: bool = False
+    thresholds: Sequence[Tensor] = ()
+    top_k: int | None = None
+    inputs: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+
+    def activation_alone(self) -> Rules:
+        """The same activation, and no mask of any kind."""
+        return Rules(self.phi, self.psi, self.shift, self.input_relu)
+
+
+def rules_of(model: Model) -> Rules:
+    """The rules of a model in memory, with the thresholds that it has now."""
+    record = model.record
+    return Rules(
+        phi=model.config.phi,
+        psi=model.config.psi,
+        shift=record.shift if record else 0.0,
+        input_relu=record.input_relu if record else False,
+        thresholds=model.thresholds,
+        top_k=model.top_k,
+        inputs=model.input_thresholds,
+    )
+
+
+class FfnPass(NamedTuple):
+    """What one FFN did with T tokens."""
+
+    active: Tensor
+    """bool [T, I]: neurons that counted."""
+    h: Tensor
+    """fp32 [T, I]: the input of down, 0 where a neuron did not count."""
+    kept: Tensor
+    """fp32 [T, H]: the output, without bias."""
+    dropped: Tensor
+    """fp32 [T, H]: what the output without any mask has more, at the same input."""
+
+
+@contextmanager
+def masked(
+    layer: nn.Module, index: int, rules: Rules, watch: Callable[[FfnPass], None]
+) -> Iterator[None]:
+    """Makes a decoder layer of transformers follow the rules of layer `index` within the block.
+
+    Args:
+        watch: called with every pass of its FFN.
+    """
+    mlp: Any = layer.get_submodule("mlp")
+    ffn = _Ffn(mlp, index, rules, watch)
+    hooks = []
+    for part in ("q", "k", "v", "o"):
+        if part in rules.inputs:
+            projection = layer.get_submodule(f"self_attn.{part}_proj")
+            hooks.append(
+                projection.register_forward_pre_hook(_InputMask(rules.inputs[part][index]))
+            )
+    if rules.input_relu:
+        hooks += [layer.get_submodule(name).register_forward_hook(_relu) for name in _NORMS]
+    mlp.forward = ffn
+    try:
+        yield
+    finally:
+        del mlp.forward
+        for hook in hooks:
+            hook.remove()
+
+
+class _InputMask:
+    """Forward pre-hook that takes inputs below a threshold as 0."""
+
+    def __init__(self, threshold: Tensor) -> None:
+        self._threshold = threshold
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (_over(inputs[0], self._threshold), *inputs[1:])
+
+
+def _relu(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    return torch.relu(output)
+
+
+def _over(x: Tensor, threshold: Tensor | None) -> Tensor:
+    return x if threshold is None else torch.where(x.abs() < threshold, 0.0, x)
+
+
+class _Ffn:
+    """The forward of an MLP under the rules of one layer."""
+
+    def __init__(
+        self, mlp: Any, index: int, rules: Rules, watch: Callable[[FfnPass], None]
+    ) -> None:
+        self._gate, self._up, self._down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self._rules = rules
+        self._watch = watch
+        self._threshold = rules.thresholds[index] if rules.thresholds else None
+        self._inputs = {part: vectors[index] for part, vectors in rules.inputs.items()}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        a = self._activated_gate(_over(rows, self._inputs.get("gate")))
+        u = self._activated_up(_over(rows, self._inputs.get("up")))
+        keep = self._keep(a)
+        h = _over(torch.where(keep, a * u, 0.0), self._inputs.get("down"))
+        active = h != 0 if "down" in self._inputs else keep
+        whole = a * u
+        if "gate" in self._inputs or "up" in self._inputs:
+            whole = self._activated_gate(rows) * self._activated_up(rows)
+        kept = linear(h, self._down.weight)
+        self._watch(FfnPass(active, h, kept, linear(whole - h, self._down.weight)))
+        y = kept if self._down.bias is None else kept + self._down.bias
+        return y.view(x.shape)
+
+    def _activated_gate(self, rows: Tensor) -> Tensor:
+        return activation(self._rules.phi, self._gate(rows) - self._rules.shift)
+
+    def _activated_up(self, rows: Tensor) -> Tensor:
+        return up_activation(self._rules.psi, self._up(rows))
+
+    def _keep(self, a: Tensor) -> Tensor:
+        magnitudes = a.abs()
+        keep = a != 0
+        if self._threshold is not None:
+            keep &= magnitudes >= self._threshold
+        k = self._rules.top_k
+        if k is not None and k < a.shape[1]:
+            # Stable: of equal values the one with the lower index stays.
+            order = torch.where(keep, magnitudes, -1.0).sort(dim=1, descending=True, stable=True)
+            keep &= torch.zeros_like(keep).scatter_(1, order.indices[:, :k], True)
+        return keep
