@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from sparseinfer import strict_json
+from sparseinfer.errors import ConfigError
 
 MODEL_HELP = "Local folder (checkpoint or packed), .gguf file, hub id or alias."
 WEIGHTS_HELP = "auto (as stored), fp32, bf16, int8 or int4; a packed artifact has its own."
@@ -47,6 +48,19 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[what], completed=done, total=total)
 
         yield report
+
+
+def fraction(text: str, option: str) -> float:
+    """A fraction that is written as a percentage ("1%") or as a number ("0.01").
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    number = text.strip()
+    try:
+        return float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is not a fraction; write 1% or 0.01") from None
 
 
 def print_json(content: Any) -> None:
