@@ -99,6 +99,44 @@ class CalibrationRecord(_Record):
     """Neuron sparsity of each layer on the calibration tokens, in [0, 1]."""
 
 
+class BudgetStep(_Record):
+    """One try of a budget search."""
+
+    allocation: str
+    knob: float
+    perplexity_ratio: float
+    """To the dense model, on the search text."""
+    bytes_read: float
+    """Of weights, per token."""
+    layer_sparsity: tuple[float, ...]
+    """Asked of each layer."""
+
+
+class TestRecord(_Record):
+    """Perplexity on a text that no choice was made on."""
+
+    text: str
+    text_sha256: str
+    tokens: int = Field(gt=0)
+    dense_perplexity: float
+    perplexity_ratio: float
+
+
+class BudgetRecord(_Record):
+    """How a sparsity was chosen that keeps perplexity within a budget."""
+
+    perplexity_rise: float = Field(gt=0)
+    """The budget: 0.01 allows 1%."""
+    text: str
+    text_sha256: str
+    tokens: int = Field(gt=0)
+    """Of that text, none of them calibrated on."""
+    dense_perplexity: float
+    best: BudgetStep
+    trace: tuple[BudgetStep, ...]
+    test: TestRecord
+
+
 class ParentRecord(_Record):
     """The dense checkpoint that a conversion started from."""
 
@@ -131,6 +169,7 @@ class SparsityRecord(_Record):
     threshold: float | None = Field(default=None, ge=0)
     """The one threshold of all layers, where the method uses a constant (fatrelu)."""
     calibration: CalibrationRecord | None = None
+    budget: BudgetRecord | None = None
     parent: ParentRecord
 
     @field_validator("input_thresholds")

@@ -10,6 +10,7 @@ import typer
 from sparseinfer.cli.console import (
     JSON_HELP,
     MODEL_HELP,
+    fraction,
     percent,
     print_json,
     print_table,
@@ -22,8 +23,20 @@ def convert(
     act: Annotated[str, typer.Option(help="relu, relu2, drelu, fatrelu, cats or chess.")],
     sparsity: Annotated[
         float | None,
-        typer.Option(help="Fraction of neurons to skip, in [0, 1). cats and chess need it."),
+        typer.Option(help="Fraction of neurons to skip, in [0, 1), the same in every layer."),
     ] = None,
+    ppl_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RISE",
+            help="Search for the sparsity that reads the fewest bytes while perplexity rises by at "
+            "most this, such as 1%. Default of cats and chess, without --sparsity: 1%.",
+        ),
+    ] = None,
+    allocate: Annotated[
+        str,
+        typer.Option(help="How a search spreads sparsity: auto, uniform, cett or sensitivity."),
+    ] = "auto",
     threshold: Annotated[
         float | None, typer.Option(help="fatrelu: a constant threshold (default 0.01).")
     ] = None,
@@ -32,6 +45,17 @@ def convert(
         str, typer.Option(help="Calibration text: coqa, lambada, pydoc, a file, or hf:<id>.")
     ] = "coqa",
     calib_tokens: Annotated[int, typer.Option(help="Tokens to calibrate on.")] = 8192,
+    search_text: Annotated[
+        str | None,
+        typer.Option(help="Text to search on; default: what calibration leaves of its text."),
+    ] = None,
+    search_tokens: Annotated[int, typer.Option(help="Tokens to search on.")] = 4096,
+    test_text: Annotated[
+        str, typer.Option(help="Untouched text on which a search's result is measured.")
+    ] = "lambada",
+    allow_same_text: Annotated[
+        bool, typer.Option("--allow-same-text", help="Test on a text that was calibrated on.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Which tokens are sampled.")] = 0,
     dtype: Annotated[
         str, typer.Option(help="auto (as the checkpoint; bf16 for GGUF), fp32 or bf16.")
@@ -48,10 +72,14 @@ def convert(
 
         sparseinfer convert smollm2-135m --act chess --sparsity 0.5
 
+        sparseinfer convert smollm2-135m --act chess --ppl-budget 5%
+
         sparseinfer convert llama-7b --act relu2
     """
     from sparseinfer.convert import convert as run
+    from sparseinfer.eval import open_probe
 
+    budget = None if ppl_budget is None else fraction(ppl_budget, "--ppl-budget")
     with progress() as report:
         done = run(
             model,
@@ -62,6 +90,13 @@ def convert(
             chess_score=chess_score,
             text=text,
             calibration_tokens=calib_tokens,
+            ppl_budget=budget,
+            allocate=allocate,
+            search_text=search_text,
+            search_tokens=search_tokens,
+            test_text=test_text,
+            allow_same_text=allow_same_text,
+            open_probe=open_probe,
             seed=seed,
             dtype=dtype,
             force=force,
@@ -85,6 +120,20 @@ def convert(
             ("neuron sparsity", f"{percent(done.expected.neuron)} on the calibration text"),
             ("FFN byte sparsity", percent(done.expected.ffn_bytes)),
             ("model byte sparsity", percent(done.expected.model_bytes)),
+        ]
+    if done.record.budget:
+        found = done.record.budget
+        rows += [
+            (
+                "perplexity over dense",
+                f"{found.best.perplexity_ratio:.4f} on {found.tokens} tokens of {found.text} that "
+                f"were searched on (allocation {found.best.allocation}, {len(found.trace)} tries)",
+            ),
+            (
+                "on untouched text",
+                f"{found.test.perplexity_ratio:.4f} on {found.test.tokens} tokens of "
+                f"{found.test.text}",
+            ),
         ]
     rows += [("note", note) for note in done.notes]
     print_table(f"Converted {model}", rows)

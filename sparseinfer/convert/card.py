@@ -34,9 +34,7 @@ def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -
         lines += [
             "## How it was calibrated",
             "",
-            f"- target: {record.target_neuron_sparsity:.3g} of the neurons of every layer skipped "
-            "(neuron sparsity, not bytes)",
-            f"- reached on the calibration tokens: {mean:.4f}",
+            *_target_lines(record, mean),
             f"- text: `{measured.text}` (SHA-256 {measured.text_sha256}), {measured.tokens} tokens "
             f"in windows of {measured.context}, seed {measured.seed}",
             f"- score: {measured.score}",
@@ -72,3 +70,22 @@ def _threshold_text(record: SparsityRecord) -> str:
     if record.threshold is not None:
         return f"{record.threshold:g} everywhere (`sparsity.safetensors`)"
     return "one number per neuron and layer (`sparsity.safetensors`)"
+
+
+def _target_lines(record: SparsityRecord, mean: float) -> list[str]:
+    """What was asked for, in neuron sparsity or as a budget, and what came of it."""
+    if record.budget is None:
+        return [
+            f"- target: {record.target_neuron_sparsity:.3g} of the neurons of every layer skipped "
+            "(neuron sparsity, not bytes)",
+            f"- reached on the calibration tokens: {mean:.4f}",
+        ]
+    found = record.budget
+    return [
+        f"- target: perplexity at most {found.perplexity_rise:.3%} above dense, fewest bytes read",
+        f"- found: {mean:.4f} of the neurons skipped, on average over layers (allocation "
+        f"{found.best.allocation}), at {found.best.perplexity_ratio:.4f}x dense perplexity on "
+        f"{found.tokens} tokens of `{found.text}` that were not calibrated on",
+        f"- on untouched text: {found.test.perplexity_ratio:.4f}x on {found.test.tokens} tokens of "
+        f"`{found.test.text}`",
+    ]

@@ -2,14 +2,16 @@
 
 Calibration needs what every layer sees on some thousand tokens, and nothing of a layer once the
 next has begun. So all tokens pass layer 0, then all pass layer 1: memory is one fp32 layer plus
-the hidden states, however large the model.
+the hidden states, however large the model; many hidden states are kept in a file.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +19,9 @@ from sparseinfer import arch
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.config import TORCH_NAMES, DTypeName
 from sparseinfer.errors import CheckpointError
+
+IN_MEMORY = 1 << 29
+"""Bytes of hidden states that are kept in memory; more go to a temporary file."""
 
 
 class LayerwiseModel:
@@ -75,7 +80,10 @@ class LayerwiseModel:
 
     def _embed(self, windows: torch.Tensor) -> torch.Tensor:
         (_, table), *_ = self._checkpoint.read([arch.EMBEDDING])
-        return table[windows].to(self._round_to).float()
+        hidden = _room((*windows.shape, table.shape[1]))
+        for window, ids in enumerate(windows):
+            hidden[window] = table[ids].to(self._round_to)
+        return hidden
 
     @torch.inference_mode()
     def _layer_arguments(self, hidden: torch.Tensor) -> dict[str, Any]:
@@ -101,3 +109,11 @@ class LayerwiseModel:
             for name, tensor in self._checkpoint.read(names)
         }
         self.layer.load_state_dict(state, strict=True, assign=True)
+
+
+def _room(shape: tuple[int, ...]) -> torch.Tensor:
+    """fp32 memory, or a file that goes away with the tensor."""
+    if 4 * int(np.prod(shape)) <= IN_MEMORY:
+        return torch.empty(shape)
+    with tempfile.TemporaryFile(prefix="sparseinfer-") as file:
+        return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))

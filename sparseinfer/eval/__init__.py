@@ -4,9 +4,11 @@ Reading order: `windows` (what is scored in which context), `perplexity` (the me
 `parent` (finds the dense model to compare with), `comparison` with `interval` (what came of it),
 `phases` (prompts and generated text apart), `masked_layer` (single layers with a model's masks),
 `firing` and `ppl_p` (passes through those), `tasks` with `local_tasks` and `engine_lm` (lm-eval),
-`evaluate` (all of it), `report` (JSON) and `markdown`.
+`evaluate` (all of it), `report` (JSON) and `markdown`; `probe` (one model with one choice of
+thresholds after the other, for searches).
 """
 
 from sparseinfer.eval.evaluate import Evaluation, evaluate
+from sparseinfer.eval.probe import open_probe
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "open_probe"]

@@ -50,8 +50,28 @@ def test_sparsity_outside_its_domain(make_model, refused, act, sparsity):
 
 
 @pytest.mark.parametrize("act", ["cats", "chess"])
-def test_target_that_is_needed(make_model, refused, act):
-    refused(make_model(), act, ConfigError, act, "--sparsity")
+def test_search_without_something_that_runs_the_model(make_model, refused, prose_file, act):
+    model, text = make_model(), str(prose_file)
+    options = {"text": text, "calibration_tokens": 512}
+    refused(model, act, ConfigError, "open_probe", "sparsity", **options)
+
+
+@pytest.mark.parametrize("budget", [0.0, -0.01, 10.0, 1.0001, float("nan"), float("inf")])
+def test_budget_outside_its_domain(make_model, refused, budget):
+    refused(make_model(), "cats", ConfigError, "(0, 1]", "1%", ppl_budget=budget)
+
+
+def test_budget_and_target(make_model, refused):
+    refused(make_model(), "cats", ConfigError, "not both", ppl_budget=0.01, sparsity=0.5)
+
+
+@pytest.mark.parametrize("act", ["relu", "relu2", "drelu", "fatrelu"])
+def test_budget_that_means_nothing(make_model, refused, act):
+    refused(make_model(), act, ConfigError, act, "--ppl-budget", ppl_budget=0.01)
+
+
+def test_unknown_allocation(make_model, refused):
+    refused(make_model(), "cats", ConfigError, "'best'", "uniform", allocate="best")
 
 
 @pytest.mark.parametrize("act", ["relu", "relu2", "drelu"])
