@@ -123,7 +123,8 @@ def plan_search(
         raise CalibrationError(
             f"text {text.name} is too short to be split: beside the {sample.tokens} tokens that "
             f"are calibrated on it has {windows.numel()} to search on, and "
-            f"{min(search_tokens, MIN_SEARCH_TOKENS)} are needed; give another --search-text, or fewer --calib-tokens"
+            f"{min(search_tokens, MIN_SEARCH_TOKENS)} are needed; give another --search-text, or "
+            f"fewer --calib-tokens"
         )
     test = load_text(test_text)
     if not allow_same_text and test.sha256 in (sample.text.sha256, text.sha256):

@@ -30,7 +30,7 @@ def open_probe(model: Path, dtype: DTypeName, threads: int | None = None) -> Pro
         running.reset_sparsity()
         total = 0.0
         for window in windows:
-            total -= float(running.score(window).sum())
+            total -= float(running.score(window.tolist()).sum())
         counts = running.sparsity("prefill")
         nll = total / (windows.numel() - len(windows))
         if not torch.isfinite(torch.tensor(nll)):
