@@ -15,14 +15,21 @@ from sparseinfer.errors import CheckpointError, UnsupportedError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+OWN_RELU = "sparseinfer_relu"
+"""ReLU as only we run it: shifted, or with a ReLU after each norm; the conversion record says."""
+
 ACTIVATIONS: dict[str, tuple[Phi, Psi]] = {
     "silu": ("silu", "id"),
     "swish": ("silu", "id"),
     "relu": ("relu", "id"),
     "relu2": ("relu2", "id"),
     "drelu": ("relu", "relu"),
+    OWN_RELU: ("relu", "id"),
 }
 """`hidden_act` -> (phi, psi)."""
+
+OWN_ACTIVATIONS = ("drelu", OWN_RELU)
+"""Those that plain transformers would compute wrongly, and must therefore not load."""
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
@@ -38,8 +45,8 @@ class Family:
     name: str
     architecture: str
     config_class: str
-    drelu_model_type: str
-    drelu_architecture: str
+    own_model_type: str
+    own_architecture: str
 
 
 FAMILIES = (
@@ -73,9 +80,8 @@ def family_of(raw: dict[str, Any], where: str) -> Family:
     architectures = raw.get("architectures") or []
     model_type = raw.get("model_type")
     for family in FAMILIES:
-        if model_type in (family.name, family.drelu_model_type) and (
-            not architectures
-            or architectures[0] in (family.architecture, family.drelu_architecture)
+        if model_type in (family.name, family.own_model_type) and (
+            not architectures or architectures[0] in (family.architecture, family.own_architecture)
         ):
             return family
     found = architectures[0] if architectures else f"model_type {model_type!r}"
@@ -120,7 +126,7 @@ def model_config(raw: dict[str, Any], where: str) -> ModelConfig:
             f"{where}: hidden_act {hf.hidden_act!r} is not supported; supported: "
             + ", ".join(sorted(ACTIVATIONS))
         )
-    if (hf.hidden_act == "drelu") != (raw.get("model_type") == family.drelu_model_type):
+    if (hf.hidden_act in OWN_ACTIVATIONS) != (raw.get("model_type") == family.own_model_type):
         raise CheckpointError(
             f"{where}: hidden_act {hf.hidden_act!r} does not go with model_type "
             f"{raw.get('model_type')!r}; convert the parent again"
@@ -252,15 +258,15 @@ def is_derived_tensor(name: str) -> bool:
 def with_activation(raw: dict[str, Any], hidden_act: str, where: str) -> dict[str, Any]:
     """A copy of a raw config that runs `hidden_act`.
 
-    dReLU gets its own `model_type` and architecture *and* a `hidden_act` that transformers lacks:
-    a foreign `model_type` alone does not stop `LlamaForCausalLM.from_pretrained`, which would
-    compute something else.
+    What transformers would compute wrongly gets its own `model_type` and architecture *and* a
+    `hidden_act` that transformers lacks: a foreign `model_type` alone does not stop
+    `LlamaForCausalLM.from_pretrained`, which would compute something else.
     """
     family = family_of(raw, where)
     changed = {**raw, "hidden_act": hidden_act}
-    if hidden_act == "drelu":
-        changed["model_type"] = family.drelu_model_type
-        changed["architectures"] = [family.drelu_architecture]
+    if hidden_act in OWN_ACTIVATIONS:
+        changed["model_type"] = family.own_model_type
+        changed["architectures"] = [family.own_architecture]
     else:
         changed["model_type"] = family.name
         changed["architectures"] = [family.architecture]

@@ -97,6 +97,8 @@ class CalibrationRecord(_Record):
     score: str
     layer_sparsity: tuple[float, ...]
     """Neuron sparsity of each layer on the calibration tokens, in [0, 1]."""
+    input_sparsity: dict[ProjectionName, tuple[float, ...]] = Field(default_factory=dict)
+    """Fraction of inputs skipped in each layer, for projections with thresholds on their inputs."""
 
 
 class BudgetStep(_Record):
@@ -108,8 +110,10 @@ class BudgetStep(_Record):
     """To the dense model, on the search text."""
     bytes_read: float
     """Of weights, per token."""
+    model_byte_sparsity: float
+    """Fraction of the weight bytes of a dense step that is not read."""
     layer_sparsity: tuple[float, ...]
-    """Asked of each layer."""
+    """Asked of each layer, in the method's own words: neurons, or weights of projections."""
 
 
 class TestRecord(_Record):
@@ -161,11 +165,13 @@ class SparsityRecord(_Record):
     input_thresholds: tuple[ProjectionName, ...] = ()
     """Projections with thresholds on their inputs."""
     shift: float = Field(default=0.0, allow_inf_nan=False)
-    """b in relu(x - b), where phi is relu or relu2."""
+    """b in relu(x - b), where phi is relu."""
     input_relu: bool = False
     """A ReLU after each norm that feeds attention or FFN."""
     has_thresholds: bool
     target_neuron_sparsity: float | None = Field(default=None, ge=0, lt=1)
+    target_projection_sparsity: float | None = Field(default=None, ge=0, lt=1)
+    """Fraction of the weights of a layer's seven projections that is not to be read."""
     threshold: float | None = Field(default=None, ge=0)
     """The one threshold of all layers, where the method uses a constant (fatrelu)."""
     calibration: CalibrationRecord | None = None
@@ -180,10 +186,20 @@ class SparsityRecord(_Record):
         return names
 
     @model_validator(mode="after")
-    def _shift_fits_phi(self) -> SparsityRecord:
-        if self.shift != 0 and self.phi == "silu":
-            raise ValueError("shift goes with relu and relu2 only")
+    def _changes_fit_phi(self) -> SparsityRecord:
+        if self.changes_relu and (self.phi, self.psi) != ("relu", "id"):
+            raise ValueError("shift and input_relu go with relu only")
         return self
+
+    @property
+    def changes_relu(self) -> bool:
+        """Whether what is computed is neither plain ReLU nor any other activation alone."""
+        return self.shift != 0 or self.input_relu
+
+    @property
+    def masks_anything(self) -> bool:
+        """Whether it says what to take as 0, beside what the activation makes 0."""
+        return self.has_thresholds or self.mask != "gate" or bool(self.input_thresholds)
 
     @property
     def top_k(self) -> int | None:

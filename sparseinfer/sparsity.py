@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sparseinfer.config import ModelConfig
+from sparseinfer.config import CalibrationRecord, ModelConfig
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.matrix import row_bytes
 
@@ -183,6 +183,17 @@ def expected_sparsities(
     density = [1 - s for s in layer_sparsity]
     inputs = input_density or {}
     return _summary(config, formats, density, inputs.get("down", density), inputs)
+
+
+def calibrated_sparsities(
+    config: ModelConfig, formats: WeightFormats, record: CalibrationRecord
+) -> Sparsities:
+    """The three sparsities if they are everywhere as on the calibration tokens."""
+    density = {
+        name: [1 - sparsity for sparsity in layers]
+        for name, layers in record.input_sparsity.items()
+    }
+    return expected_sparsities(config, formats, record.layer_sparsity, density)
 
 
 def _summary(

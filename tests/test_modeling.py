@@ -16,7 +16,9 @@ from sparseinfer.convert import METHODS, convert
 
 IDS = list(range(3, 43))
 FAMILIES = ("llama", "mistral")
-THRESHOLDS = {"cats", "chess", "fatrelu"}
+CALIBRATED = {"cats", "chess", "fatrelu", "teal", "wina", "topk"}
+OWN = {"drelu": {}, "relu-shifted": {"shift": 0.1}, "relu-stage-2": {"stage": 2, "shift": 0.05}}
+"""What transformers must not load by accident: name -> options of the conversion."""
 
 PLAIN_TRANSFORMERS = """
 import json, sys
@@ -47,14 +49,14 @@ def folders(make_model, prose_file, tmp_path_factory) -> dict[str, Path]:
     """ "family act" -> converted folder."""
     made = {}
     for family in FAMILIES:
-        for act in METHODS:
+        for act in (*METHODS, "relu-shifted", "relu-stage-2"):
             out = tmp_path_factory.mktemp("converted") / f"{family}-{act}"
             calibration = (
                 {"sparsity": 0.7, "text": str(prose_file), "calibration_tokens": 1024}
-                if act in THRESHOLDS
-                else {}
+                if act in CALIBRATED
+                else OWN.get(act, {})
             )
-            convert(str(make_model(family)), act, out=out, **calibration)
+            convert(str(make_model(family)), act.partition("-")[0], out=out, **calibration)
             made[f"{family} {act}"] = out
     return made
 
@@ -82,10 +84,11 @@ def logits_of(folder: Path, **config) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_plain_transformers_refuses_drelu_by_every_way(elsewhere, family):
+@pytest.mark.parametrize("act", OWN)
+def test_plain_transformers_refuses_what_it_lacks_by_every_way(elsewhere, family, act):
     own = f"{family.title()}ForCausalLM"
     for loader in ("AutoModelForCausalLM", own):
-        assert elsewhere[f"{family} drelu", loader][0] == "refused"
+        assert elsewhere[f"{family} {act}", loader][0] == "refused"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,6 +100,9 @@ def test_plain_transformers_refuses_drelu_by_every_way(elsewhere, family):
         ("relu2", "relu2"),
         ("cats", "silu"),
         ("chess", "silu"),
+        ("teal", "silu"),
+        ("wina", "silu"),
+        ("topk", "silu"),
     ],
 )
 def test_plain_transformers_computes_what_the_card_says(
@@ -112,8 +118,34 @@ def test_plain_transformers_computes_what_the_card_says(
         "relu": "the same function",
         "relu2": "the same function",
         "fatrelu": "plain ReLU, without the threshold",
+        "topk": "the dense parent: the mask is ignored",
     }.get(act, "the dense parent: thresholds are ignored")
     assert f"Plain transformers computes: {promised}" in card
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("act", ["relu-shifted", "relu-stage-2"])
+def test_registered_relu_computes_what_the_engine_does(folders, make_model, family, act):
+    folder = folders[f"{family} {act}"]
+    found = logits_of(folder)
+    assert not torch.allclose(found, logits_of(make_model(family), hidden_act="relu"), atol=1e-3)
+    ours = sparseinfer.load(folder, threads=1).logits(IDS)
+    torch.testing.assert_close(ours, found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_relu_after_norms_by_hand(folders, family):
+    """One layer of stage 2, written out."""
+    folder = folders[f"{family} relu-stage-2"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    layer = model.model.layers[0]
+    x = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0))
+    norm = layer.post_attention_layernorm
+    normed = x / (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), normed.relu())
+    mlp = layer.mlp
+    h = (x @ mlp.gate_proj.weight.T - 0.05).relu() * (x @ mlp.up_proj.weight.T)
+    torch.testing.assert_close(mlp(x), h @ mlp.down_proj.weight.T)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

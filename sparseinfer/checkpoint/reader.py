@@ -265,6 +265,11 @@ def _read_record(raw: dict[str, Any], config: ModelConfig, path: Path) -> Sparsi
             f"{path}: hidden_act gives ({config.phi}, {config.psi}) but the record says "
             f"({record.phi}, {record.psi}); convert the parent again"
         )
+    if record.changes_relu != (raw["hidden_act"] == arch.OWN_RELU):
+        raise CheckpointError(
+            f"{path}: hidden_act {raw['hidden_act']!r} does not go with shift {record.shift:g} and "
+            f"input_relu {record.input_relu} of the record; convert the parent again"
+        )
     if record.top_k is not None and record.top_k > config.intermediate_size:
         raise CheckpointError(
             f"{path}: config.json, {layout.RECORD_KEY}.mask keeps {record.top_k} of "

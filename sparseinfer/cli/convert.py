@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,42 +17,70 @@ from sparseinfer.cli.console import (
     progress,
 )
 
+if TYPE_CHECKING:
+    from sparseinfer.config import SparsityRecord
+
 
 def convert(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    act: Annotated[str, typer.Option(help="relu, relu2, drelu, fatrelu, cats or chess.")],
+    act: Annotated[
+        str, typer.Option(help="relu, relu2, drelu, fatrelu, cats, chess, teal, wina or topk.")
+    ],
     sparsity: Annotated[
         float | None,
-        typer.Option(help="Fraction of neurons to skip, in [0, 1), the same in every layer."),
+        typer.Option(
+            help="In [0, 1), the same in every layer: fraction of neurons to skip (teal, wina: of "
+            "the weights of attention and FFN)."
+        ),
     ] = None,
     ppl_budget: Annotated[
         str | None,
         typer.Option(
             metavar="RISE",
-            help="Search for the sparsity that reads the fewest bytes while perplexity rises by at "
-            "most this, such as 1%. Default of cats and chess, without --sparsity: 1%.",
+            help="Search for what reads the fewest bytes while perplexity rises by at most this, "
+            "such as 1%. Default of methods that need a target, without --sparsity: 1%.",
         ),
     ] = None,
     allocate: Annotated[
-        str,
-        typer.Option(help="How a search spreads sparsity: auto, uniform, cett or sensitivity."),
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="How a search spreads sparsity over layers: auto (default: the best of the "
+            "others), uniform, cett or sensitivity."
+        ),
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="fatrelu: a constant threshold (default 0.01).")
     ] = None,
-    chess_score: Annotated[str, typer.Option(help="chess: l1 or l2.")] = "l1",
+    chess_score: Annotated[str | None, typer.Option(help="chess: l1 (default) or l2.")] = None,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="chess: thresholds on inputs of q and o too.")
+    ] = False,
+    within_block: Annotated[
+        str | None,
+        typer.Option(help="teal, wina: greedy (default) or uniform within each layer."),
+    ] = None,
+    stage: Annotated[
+        int | None, typer.Option(help="relu: 2 puts a ReLU after each norm too.")
+    ] = None,
+    shift: Annotated[float | None, typer.Option(help="relu: b in relu(x - b).")] = None,
     text: Annotated[
-        str, typer.Option(help="Calibration text: coqa, lambada, pydoc, a file, or hf:<id>.")
-    ] = "coqa",
-    calib_tokens: Annotated[int, typer.Option(help="Tokens to calibrate on.")] = 8192,
+        str | None,
+        typer.Option(help="Calibration text: coqa (default), lambada, pydoc, a file, or hf:<id>."),
+    ] = None,
+    calib_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to calibrate on (default 8192).")
+    ] = None,
     search_text: Annotated[
         str | None,
         typer.Option(help="Text to search on; default: what calibration leaves of its text."),
     ] = None,
-    search_tokens: Annotated[int, typer.Option(help="Tokens to search on.")] = 4096,
+    search_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to search on (default 4096).")
+    ] = None,
     test_text: Annotated[
-        str, typer.Option(help="Untouched text on which a search's result is measured.")
-    ] = "lambada",
+        str | None,
+        typer.Option(help="Untouched text to measure a search's result on (default lambada)."),
+    ] = None,
     allow_same_text: Annotated[
         bool, typer.Option("--allow-same-text", help="Test on a text that was calibrated on.")
     ] = False,
@@ -74,10 +102,12 @@ def convert(
 
         sparseinfer convert smollm2-135m --act chess --ppl-budget 5%
 
+        sparseinfer convert smollm2-135m --act teal --sparsity 0.4
+
         sparseinfer convert llama-7b --act relu2
     """
     from sparseinfer.convert import convert as run
-    from sparseinfer.eval import open_probe
+    from sparseinfer.eval import ModelProbe
 
     budget = None if ppl_budget is None else fraction(ppl_budget, "--ppl-budget")
     with progress() as report:
@@ -88,6 +118,10 @@ def convert(
             sparsity=sparsity,
             threshold=threshold,
             chess_score=chess_score,
+            attention=attention,
+            within_block=within_block,
+            stage=stage,
+            shift=shift,
             text=text,
             calibration_tokens=calib_tokens,
             ppl_budget=budget,
@@ -96,7 +130,7 @@ def convert(
             search_tokens=search_tokens,
             test_text=test_text,
             allow_same_text=allow_same_text,
-            open_probe=open_probe,
+            open_probe=ModelProbe,
             seed=seed,
             dtype=dtype,
             force=force,
@@ -117,7 +151,8 @@ def convert(
     rows = [("written to", str(done.out)), ("method", act), ("weights", done.dtype)]
     if done.expected:
         rows += [
-            ("neuron sparsity", f"{percent(done.expected.neuron)} on the calibration text"),
+            ("calibrated on", _calibration_text(done.record)),
+            ("neuron sparsity", percent(done.expected.neuron)),
             ("FFN byte sparsity", percent(done.expected.ffn_bytes)),
             ("model byte sparsity", percent(done.expected.model_bytes)),
         ]
@@ -137,3 +172,9 @@ def convert(
         ]
     rows += [("note", note) for note in done.notes]
     print_table(f"Converted {model}", rows)
+
+
+def _calibration_text(record: SparsityRecord) -> str:
+    assert record.calibration is not None  # whoever has expected sparsities was calibrated
+    seen = record.calibration
+    return f"{seen.tokens} tokens of {seen.text}, on which it gives:"

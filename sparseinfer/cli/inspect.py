@@ -73,7 +73,7 @@ def describe(source: Checkpoint | Packed) -> dict[str, Any]:
     from sparseinfer import arch
     from sparseinfer.packed import Packed
     from sparseinfer.packed.source import choose_model_formats
-    from sparseinfer.sparsity import expected_sparsities
+    from sparseinfer.sparsity import calibrated_sparsities, expected_sparsities
 
     config, record = source.config, source.record
     thresholds = [_spread(threshold) for threshold in source.thresholds()]
@@ -81,10 +81,12 @@ def describe(source: Checkpoint | Packed) -> dict[str, Any]:
         name: [_spread(threshold) for threshold in layers]
         for name, layers in source.input_thresholds().items()
     }
-    calibrated = record.calibration.layer_sparsity if record and record.calibration else None
-    layers = calibrated or [0.0] * config.num_layers
+    calibrated = record.calibration if record else None
     formats = choose_model_formats(source, "auto")
-    expected = expected_sparsities(config, formats, layers)
+    if calibrated:
+        expected = calibrated_sparsities(config, formats, calibrated)
+    else:
+        expected = expected_sparsities(config, formats, [0.0] * config.num_layers)
     packed = source.source.model_dump(mode="json") if isinstance(source, Packed) else None
     return {
         "path": str(source.path),
@@ -182,6 +184,10 @@ def _hash_text(content: dict[str, Any]) -> str:
 def _method_text(record: dict[str, Any]) -> str:
     target = record["target_neuron_sparsity"]
     aimed = f" at neuron sparsity {target:g}" if target is not None else ""
+    if record["target_projection_sparsity"] is not None:
+        aimed = f" at projection sparsity {record['target_projection_sparsity']:g}"
+    if record["budget"] is not None:
+        aimed = f" within {100 * record['budget']['perplexity_rise']:g}% of dense perplexity"
     if record["threshold"] is not None:
         aimed = f" with threshold {record['threshold']:g}"
     if record["mask"] != "gate":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sparseinfer.convert.curve import OutputError
 
 Allocation = Callable[[float], list[float]]
-"""Knob in [0, 1] -> neuron sparsity of each layer, non-decreasing in the knob."""
+"""Knob in [0, 1] -> sparsity of each layer in a method's own words, non-decreasing in the knob."""
 
 ALLOCATIONS = ("uniform", "cett", "sensitivity")
 MOST = 0.95
@@ -27,13 +27,14 @@ def uniform(layers: int) -> Allocation:
 
 
 def shared_cett(errors: Sequence[OutputError]) -> Allocation:
-    """The same relative output error in every layer (Sparsing Law, 2411.02335): the knob."""
+    """The same relative output error in every layer, the knob (Sparsing Law, 2411.02335: one CETT)."""
     return lambda knob: [min(error.sparsity(knob), MOST) for error in errors]
 
 
 @dataclass(frozen=True)
 class LossRise:
-    """Rise of the loss with one layer sparse: `scale * x ** power`, x = -ln(1 - sparsity)."""
+    """KL divergence from the dense model with one layer sparse: `scale * x ** power`,
+    x = -ln(1 - sparsity)."""
 
     scale: float
     power: float

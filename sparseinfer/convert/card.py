@@ -23,9 +23,10 @@ def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -
         "## What it computes",
         "",
         "Each FFN is `a = phi(x W_gate)`, `h = a * psi(x W_up)` where `|a| >= t` and `a != 0`, "
-        f"else 0, `y = h W_down`; here phi = {record.phi}, psi = {record.psi}, and t is "
+        f"else 0, `y = h W_down`; here phi = {_phi_text(record)}, psi = {record.psi}, and t is "
         + _threshold_text(record)
         + ". Weights are those of the parent.",
+        *_further_rules(record),
         "",
     ]
     if record.calibration is not None:
@@ -64,6 +65,25 @@ def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -
     return "\n".join(lines)
 
 
+def _phi_text(record: SparsityRecord) -> str:
+    return f"relu(x - {record.shift:g})" if record.shift else record.phi
+
+
+def _further_rules(record: SparsityRecord) -> list[str]:
+    lines = []
+    if record.top_k is not None:
+        lines.append(f"Of those neurons each token keeps the {record.top_k} of largest `|a|`.")
+    if record.input_relu:
+        lines.append("A ReLU follows each norm that feeds attention or FFN.")
+    if record.input_thresholds:
+        names = ", ".join(record.input_thresholds)
+        lines.append(
+            f"Inputs of {names} below a threshold count as 0 (`sparsity.safetensors`); inputs of "
+            "down are the neurons' `h`."
+        )
+    return lines
+
+
 def _threshold_text(record: SparsityRecord) -> str:
     if not record.has_thresholds:
         return "0"
@@ -73,19 +93,28 @@ def _threshold_text(record: SparsityRecord) -> str:
 
 
 def _target_lines(record: SparsityRecord, mean: float) -> list[str]:
-    """What was asked for, in neuron sparsity or as a budget, and what came of it."""
-    if record.budget is None:
-        return [
-            f"- target: {record.target_neuron_sparsity:.3g} of the neurons of every layer skipped "
-            "(neuron sparsity, not bytes)",
-            f"- reached on the calibration tokens: {mean:.4f}",
-        ]
+    """What was asked for, as a sparsity or as a budget, and what came of it."""
+    assert record.calibration is not None  # only calibrated records come here
+    reached = [f"{mean:.4f} of the neurons"] if not record.target_projection_sparsity else []
+    reached += [
+        f"{sum(layers) / len(layers):.4f} of the inputs of {name}"
+        for name, layers in record.calibration.input_sparsity.items()
+    ]
+    lines = [f"- skipped on the calibration tokens: {', '.join(reached)}"]
+    if record.target_projection_sparsity is not None:
+        wanted = f"{record.target_projection_sparsity:.3g} of the weights of every layer's "
+        return [f"- target: {wanted} projections not read", *lines]
+    if record.target_neuron_sparsity is not None:
+        wanted = f"{record.target_neuron_sparsity:.3g} of the neurons of every layer skipped"
+        return [f"- target: {wanted} (neuron sparsity, not bytes)", *lines]
     found = record.budget
+    assert found is not None  # one of the three
     return [
         f"- target: perplexity at most {found.perplexity_rise:.3%} above dense, fewest bytes read",
-        f"- found: {mean:.4f} of the neurons skipped, on average over layers (allocation "
+        f"- found: {found.best.model_byte_sparsity:.2%} model byte sparsity (allocation "
         f"{found.best.allocation}), at {found.best.perplexity_ratio:.4f}x dense perplexity on "
         f"{found.tokens} tokens of `{found.text}` that were not calibrated on",
         f"- on untouched text: {found.test.perplexity_ratio:.4f}x on {found.test.tokens} tokens of "
         f"`{found.test.text}`",
+        *lines,
     ]

@@ -1,13 +1,16 @@
-"""How the scores of one layer are distributed: thresholds for any sparsity, and what they cost."""
+"""How sparse a layer can be made, and what that costs it: masks for any sparsity."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sparseinfer.convert.masks import LayerMask
 
 GRID = tuple(step / 20 for step in range(20))
 """Sparsities that `OutputError` is measured at; 0 costs nothing."""
@@ -15,8 +18,7 @@ GRID = tuple(step / 20 for step in range(20))
 
 @dataclass(frozen=True)
 class OutputError:
-    """CETT of a layer by its sparsity: norm(sum of dropped neuron outputs) / norm(FFN output), the
-    mean over tokens (Sparsing Law, 2411.02335).
+    """What a layer's output loses, by its sparsity, relative to the output's norm.
 
     Attributes:
         values: at each sparsity of `GRID`, made non-decreasing.
@@ -39,22 +41,59 @@ class OutputError:
 
 
 @dataclass(frozen=True)
-class LayerScores:
-    """Scores |a_i| w_i of one layer over calibration tokens.
+class Scores:
+    """Scores |x_j| w_j of one layer over calibration tokens.
 
     Attributes:
-        sorted_scores: fp32 [N], a sample of the scores of all tokens and neurons, ascending.
-        weight: w, fp32 [I], above 0.
-        output_error: None where it was not asked for.
+        ascending: fp32 [N], of all tokens and channels or a sample of them, sorted.
+        weight: w, fp32 [channels], above 0.
     """
 
-    sorted_scores: np.ndarray
+    ascending: np.ndarray
     weight: Tensor
-    output_error: OutputError | None = None
 
     def threshold(self, sparsity: float) -> Tensor:
-        """Threshold fp32 [I] on |a|: the `sparsity` quantile of the scores over w."""
-        rank = min(int(sparsity * self.sorted_scores.size), self.sorted_scores.size - 1)
+        """Threshold fp32 [channels] on |x|: the `sparsity` quantile of the scores over w."""
+        return torch.tensor(self._quantile(sparsity)) / self.weight
+
+    def reached(self, sparsity: float) -> float:
+        """Fraction of scores that miss the threshold for `sparsity`, or are 0."""
+        theta = self._quantile(sparsity)
+        below = np.searchsorted(self.ascending, theta, side="left")
+        zeros = np.searchsorted(self.ascending, 0.0, side="right")
+        return float(max(below, zeros)) / self.ascending.size
+
+    def _quantile(self, sparsity: float) -> float:
+        rank = min(int(sparsity * self.ascending.size), self.ascending.size - 1)
         # Of many equal scores none is dropped unless all may be.
-        theta = float(self.sorted_scores[rank]) if rank else 0.0
-        return torch.tensor(theta) / self.weight
+        return float(self.ascending[rank]) if rank else 0.0
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Sparsity on the calibration tokens, each in [0, 1].
+
+    Attributes:
+        neurons: fraction of neurons skipped.
+        inputs: projection -> fraction of its inputs skipped.
+    """
+
+    neurons: float
+    inputs: Mapping[str, float] = field(default_factory=dict)
+
+
+class LayerCurve(Protocol):
+    """One layer under one method, as a function of its sparsity in the method's own words."""
+
+    @property
+    def output_error(self) -> OutputError:
+        """What a sparsity costs the layer's output."""
+        ...
+
+    def mask(self, sparsity: float) -> LayerMask:
+        """What is taken as 0 at a sparsity in [0, 1)."""
+        ...
+
+    def reached(self, sparsity: float) -> Reached:
+        """What that gives on the calibration tokens."""
+        ...

@@ -6,8 +6,6 @@ METHOD = Method(
     name="drelu",
     source="TurboSparse (2406.05955)",
     hidden_act="drelu",
-    scores={},
-    needs_sparsity=False,
     needs_finetuning=True,
     elsewhere="refuses to load it unless sparseinfer.modeling is imported first",
 )

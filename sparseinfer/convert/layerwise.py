@@ -39,6 +39,7 @@ class LayerwiseModel:
         import transformers
 
         self._checkpoint = checkpoint
+        self._arguments: dict[int, dict[str, Any]] = {}
         self._round_to = getattr(torch, TORCH_NAMES[dtype])
         config: Any = arch.hf_config(
             {**checkpoint.raw, "hidden_act": hidden_act}, str(checkpoint.path)
@@ -67,15 +68,25 @@ class LayerwiseModel:
         exhausted, which computes one window after another; it must be exhausted before the next.
         """
         hidden = self._embed(windows)
-        arguments = self._layer_arguments(hidden[:1])
+        # Now, when nothing is hooked to the layer yet.
+        self._arguments = {hidden.shape[1]: self._layer_arguments(hidden[:1])}
         for index in range(self._checkpoint.config.num_layers):
             self._load(index)
-            yield index, self._passes(hidden, arguments)
+            yield index, self._passes(hidden)
 
     @torch.inference_mode()
-    def _passes(self, hidden: torch.Tensor, arguments: dict[str, Any]) -> Iterator[None]:
+    def block(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the layer that `run` is at makes of the hidden states [1, T, H] of a sequence's
+        first tokens; same shape."""
+        size = hidden.shape[1]
+        if size not in self._arguments:
+            self._arguments[size] = self._layer_arguments(hidden)
+        return self.layer(hidden, **self._arguments[size])
+
+    @torch.inference_mode()
+    def _passes(self, hidden: torch.Tensor) -> Iterator[None]:
         for window in range(hidden.shape[0]):
-            hidden[window] = self.layer(hidden[window : window + 1], **arguments)[0]
+            hidden[window] = self.block(hidden[window : window + 1])[0]
             yield
 
     def _embed(self, windows: torch.Tensor) -> torch.Tensor:

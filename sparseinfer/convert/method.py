@@ -1,54 +1,48 @@
-"""What a conversion method is: a way to choose (phi, psi, t)."""
+"""What a conversion method is: an activation, and a way to choose what is taken as 0."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
+from sparseinfer.convert.curve import LayerCurve
+from sparseinfer.convert.options import MethodOptions
+from sparseinfer.convert.statistics import LayerStatistics
 
+TargetKind = Literal["neurons", "projections"]
+"""What a method's sparsity counts: neurons that are skipped, or the weights of a layer's seven
+projections that are not read."""
 
-@dataclass(frozen=True)
-class UpStatistics:
-    """What calibration knows about each channel's u = x W_up, over all tokens, fp64 [I]."""
-
-    mean_abs: torch.Tensor
-    mean_square: torch.Tensor
-
-
-ChannelWeight = Callable[[UpStatistics], torch.Tensor]
-"""Weight w [I] of a score |a_i| w_i. A neuron is active where its score reaches the layer's
-quantile theta, that is where |a_i| >= theta / w_i."""
-
-
-def equal_weights(up: UpStatistics) -> torch.Tensor:
-    """Scores |a| alone: the same threshold for every channel."""
-    return torch.ones_like(up.mean_abs)
+MakeCurve = Callable[[LayerStatistics, MethodOptions], LayerCurve]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to make neurons inactive.
+    """One way to make neurons or inputs of projections inactive.
 
     Attributes:
         hidden_act: activation the converted model runs; None keeps the parent's.
-        scores: name -> channel weight of the scores a threshold can be calibrated on, the default
-            first; empty for methods without thresholds.
-        needs_sparsity: there is no useful threshold without a target.
-        constant: threshold used when no target is given.
         needs_finetuning: quality collapses until the model is tuned.
         elsewhere: what plain transformers computes from the result.
+        curve: from a layer's statistics to its masks, for methods that are calibrated.
+        score: what calibration sorts by, for the record.
+        target: what the method's sparsity counts.
+        needs_sparsity: there is no useful threshold without a target.
+        per_layer: layers may differ in sparsity.
+        constant: threshold used when no target is given.
+        options: names in `MethodOptions` that the method takes.
     """
 
     name: str
     source: str
     hidden_act: str | None
-    scores: dict[str, ChannelWeight]
-    needs_sparsity: bool
     needs_finetuning: bool
     elsewhere: str
+    curve: MakeCurve | None = None
+    score: Callable[[MethodOptions], str] = lambda _: ""
+    target: TargetKind = "neurons"
+    needs_sparsity: bool = False
+    per_layer: bool = True
     constant: float | None = None
-
-    @property
-    def has_thresholds(self) -> bool:
-        return bool(self.scores)
+    options: frozenset[str] = frozenset()

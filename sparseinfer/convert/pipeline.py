@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -16,38 +15,40 @@ from sparseinfer.atomic import check_replaceable
 from sparseinfer.checkpoint import Checkpoint, is_converted, write_converted
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.checkpoint.writer import validate_weights
-from sparseinfer.config import DTypeName, ParentRecord, SparsityRecord
-from sparseinfer.convert.allocate import ALLOCATIONS
+from sparseinfer.config import (
+    BudgetRecord,
+    CalibrationRecord,
+    DTypeName,
+    ParentRecord,
+    ProjectionName,
+    SparsityRecord,
+)
+from sparseinfer.convert import relu
 from sparseinfer.convert.calibrate import (
     Calibration,
-    LayerStatistics,
     Sample,
-    calibrate,
+    calibration,
     measure_layers,
     memory_needed,
     sample_windows,
 )
 from sparseinfer.convert.card import model_card
+from sparseinfer.convert.curve import LayerCurve
+from sparseinfer.convert.masks import Masks
 from sparseinfer.convert.method import Method
-from sparseinfer.convert.methods import METHODS
-from sparseinfer.convert.search import OpenProbe, plan_search
+from sparseinfer.convert.methods import choose_method
+from sparseinfer.convert.options import MethodOptions
+from sparseinfer.convert.search import OpenProbe, SearchOptions, plan_search
 from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.formats import WeightFormats
 from sparseinfer.packed import is_packed
-from sparseinfer.sources import (
-    CALIBRATION_TEXT,
-    EVALUATION_TEXT,
-    ResolvedModel,
-    load_text,
-    resolve_model,
-)
-from sparseinfer.sparsity import Sparsities, expected_sparsities
+from sparseinfer.sources import CALIBRATION_TEXT, ResolvedModel, load_text, resolve_model
+from sparseinfer.sparsity import Sparsities, calibrated_sparsities
 from sparseinfer.tokenizer import load_tokenizer
 
 logger = logging.getLogger("sparseinfer")
 
 DEFAULT_CALIBRATION_TOKENS = 8192
-DEFAULT_SEARCH_TOKENS = 4096
 DEFAULT_BUDGET = 0.01
 """Rise of perplexity that methods may cost where nothing else is said."""
 
@@ -71,14 +72,18 @@ def convert(
     out: Path | str | None = None,
     sparsity: float | None = None,
     threshold: float | None = None,
-    chess_score: str = "l1",
-    text: str = CALIBRATION_TEXT,
-    calibration_tokens: int = DEFAULT_CALIBRATION_TOKENS,
+    chess_score: str | None = None,
+    attention: bool = False,
+    within_block: str | None = None,
+    stage: int | None = None,
+    shift: float | None = None,
+    text: str | None = None,
+    calibration_tokens: int | None = None,
     ppl_budget: float | None = None,
-    allocate: str = "auto",
+    allocate: str | None = None,
     search_text: str | None = None,
-    search_tokens: int = DEFAULT_SEARCH_TOKENS,
-    test_text: str = EVALUATION_TEXT,
+    search_tokens: int | None = None,
+    test_text: str | None = None,
     allow_same_text: bool = False,
     open_probe: OpenProbe | None = None,
     seed: int = 0,
@@ -92,102 +97,92 @@ def convert(
         model: local folder, `.gguf` file, hub id or alias.
         act: name of a method.
         out: folder to write; default `./<model>-<act>`.
-        sparsity: target neuron sparsity in [0, 1), the same in every layer.
-        threshold: a constant threshold in place of a target (fatrelu only).
-        chess_score: `l1` or `l2` (chess only).
-        text: what to calibrate on, see `sources.load_text`.
+        sparsity: target in [0, 1), the same in every layer: of neurons, and for teal and wina of
+            the weights of a layer's projections.
+        threshold, chess_score, attention, within_block, stage, shift: see `MethodOptions`.
+        text: what to calibrate on, see `sources.load_text`; default `CALIBRATION_TEXT`.
+        calibration_tokens: about how many of its tokens; default `DEFAULT_CALIBRATION_TOKENS`.
         ppl_budget: relative rise of perplexity that is allowed, in (0, 1]: the sparsity that reads
             the fewest bytes within it is searched for. Without it and `sparsity`, methods that need
             either take `DEFAULT_BUDGET`.
-        allocate: how a search spreads sparsity over layers: one of `ALLOCATIONS`, or `auto`, which
-            tries all of them.
-        search_text: what to search on; default: windows of `text` that are not calibrated on.
-        search_tokens: about how many of them.
-        test_text: on which the result is measured once, when all is chosen.
-        allow_same_text: take one text to test on and to calibrate or search on.
-        open_probe: runs the model for a search (`sparseinfer.eval.open_probe`).
+        allocate, search_text, search_tokens, test_text, allow_same_text: see `SearchOptions`.
+        open_probe: runs the model for a search (`sparseinfer.eval.ModelProbe`).
         dtype: `auto` (the checkpoint's; bf16 for GGUF), `fp32` or `bf16`.
 
     Raises:
         SparseInferError: any of its kinds; nothing is left at `out` then.
     """
-    method = _method(act)
-    _check_options(method, sparsity, threshold, chess_score, calibration_tokens, seed, dtype)
-    budget = _budget(method, sparsity, ppl_budget, allocate, search_tokens)
-    if budget is not None and open_probe is None:
-        raise ConfigError(
-            f"{method.name} without a sparsity searches for one by running the model: pass "
-            "open_probe=sparseinfer.eval.open_probe, or give a sparsity"
-        )
-    calibration_text = load_text(text) if sparsity is not None or budget is not None else None
+    options = MethodOptions(chess_score, attention, within_block, stage, shift, threshold)
+    method = choose_method(act, options)
+    _check(method, options, sparsity, text, calibration_tokens, seed, dtype)
+    searching = SearchOptions(allocate, search_text, search_tokens, test_text, allow_same_text)
+    budget = _budget(method, sparsity, ppl_budget)
+    allocations = ()
+    if budget is None:
+        searching.check_unused()
+    else:
+        allocations = searching.allocations(act, per_layer=method.per_layer)
+        if open_probe is None:
+            raise ConfigError(
+                f"{act} without a sparsity searches for one by running the model: pass "
+                "open_probe=sparseinfer.eval.ModelProbe, or give a sparsity"
+            )
+    calibrated = sparsity is not None or budget is not None
+    calibration_text = load_text(text or CALIBRATION_TEXT) if calibrated else None
     resolved = resolve_model(model, dtype=dtype)
     target = Path(out) if out is not None else Path(f"{resolved.name}-{act}")
     check_replaceable(
         target, resolved.path, force=force, kind="a converted checkpoint", is_kind=is_converted
     )
-    if is_packed(resolved.path):
-        raise UnsupportedError(
-            f"{resolved.path} is packed; convert the checkpoint it was packed from, then pack that"
-        )
-    parent = Checkpoint.open(resolved.path)
-    _check_parent(method, parent)
+    parent = _open_parent(resolved, method)
     written_dtype = parent.dtype if dtype == "auto" else cast(DTypeName, dtype)
-    sample = None
+    sample, plan = None, None
     if calibration_text is not None:
-        tokenizer = load_tokenizer(parent.path)
         sample = sample_windows(
-            calibration_text, tokenizer, parent.config, tokens=calibration_tokens, seed=seed
+            calibration_text,
+            load_tokenizer(parent.path),
+            parent.config,
+            tokens=calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
+            seed=seed,
         )
-    plan = None
-    if budget is not None and sample is not None and open_probe is not None:
-        plan = plan_search(
-            parent,
-            sample,
-            budget=budget,
-            allocate=allocate,
-            search_text=search_text,
-            search_tokens=search_tokens,
-            test_text=test_text,
-            allow_same_text=allow_same_text,
-            open_probe=open_probe,
-        )
+        if budget is not None and open_probe is not None:
+            plan = plan_search(
+                parent,
+                sample,
+                searching,
+                budget=budget,
+                allocations=allocations,
+                open_probe=open_probe,
+            )
     ffn_sha256 = validate_weights(parent, progress)
 
     hidden_act = method.hidden_act or parent.raw.get("hidden_act", "silu")
-    phi, psi = arch.ACTIVATIONS[hidden_act]
-    calibration, constant, searched = None, None, None
+    found, searched = None, None
     if sample is not None:
-        score = chess_score if act == "chess" else next(iter(method.scores))
-        layers = _measure_layers(parent, sample, hidden_act, written_dtype, progress)
-        weight = method.scores[score]
+        curves = _curves(parent, sample, method, options, hidden_act, written_dtype, progress)
+        score = method.score(options)
         if plan is not None:
-            scores = [layer.scores(weight, seed) for layer in layers]
-            calibration, searched = plan.run(scores, score, written_dtype, progress)
+            found, searched = plan.run(curves, score, written_dtype, progress)
         elif sparsity is not None:
-            calibration = calibrate(
-                layers, sample, sparsity=sparsity, score=score, channel_weight=weight
-            )
-    elif method.has_thresholds:
-        constant = method.constant if threshold is None else threshold
-    record = SparsityRecord(
-        method=act,
-        phi=phi,
-        psi=psi,
-        has_thresholds=method.has_thresholds,
-        target_neuron_sparsity=sparsity,
-        threshold=constant,
-        calibration=calibration.record if calibration else None,
-        budget=searched,
-        parent=ParentRecord(
-            reference=resolved.reference, requested_dtype=dtype, ffn_sha256=ffn_sha256
-        ),
+            found = calibration(curves, [sparsity] * len(curves), sample, score)
+    masks = found.masks if found else _constant_masks(parent, method, options)
+    record = _record(
+        method,
+        options,
+        masks,
+        hidden_act,
+        sparsity,
+        found.record if found else None,
+        searched,
+        ParentRecord(reference=resolved.reference, requested_dtype=dtype, ffn_sha256=ffn_sha256),
     )
     write_converted(
         parent,
         target,
         hidden_act=hidden_act,
         record=record,
-        thresholds=_thresholds(parent, calibration, constant),
+        thresholds=masks.gate,
+        input_thresholds=masks.inputs,
         card=model_card(target.name, resolved.name, method, record),
         dtype=written_dtype,
         force=force,
@@ -197,91 +192,48 @@ def convert(
         out=target,
         record=record,
         dtype=written_dtype,
-        expected=_expected(parent, written_dtype, calibration),
+        expected=_expected(parent, written_dtype, found),
         notes=_notes(method, parent, resolved),
     )
 
 
-def _method(act: str) -> Method:
-    if act not in METHODS:
-        raise ConfigError(f"unknown method {act!r}; choose one of {', '.join(METHODS)}")
-    return METHODS[act]
-
-
-def _check_options(
+def _check(
     method: Method,
+    options: MethodOptions,
     sparsity: float | None,
-    threshold: float | None,
-    chess_score: str,
-    calibration_tokens: int,
+    text: str | None,
+    calibration_tokens: int | None,
     seed: int,
     dtype: str,
 ) -> None:
     if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
         raise ConfigError(
-            f"sparsity {sparsity} is outside [0, 1): it is the fraction of neurons to skip"
+            f"sparsity {sparsity} is outside [0, 1): it is the fraction of {method.target} to skip"
         )
-    if sparsity is not None and not method.has_thresholds:
+    if sparsity is not None and method.curve is None:
         raise ConfigError(
             f"{method.name} has no threshold to set: its sparsity is what the activation gives; "
             "leave --sparsity out"
         )
-    if threshold is not None:
-        if method.constant is None:
-            raise ConfigError(f"{method.name} takes no --threshold (only fatrelu does)")
-        if sparsity is not None:
-            raise ConfigError("give either --sparsity or --threshold, not both")
-        if not (math.isfinite(threshold) and threshold >= 0):
-            raise ConfigError(f"threshold {threshold} is not a finite number >= 0")
-    if chess_score not in METHODS["chess"].scores:
-        raise ConfigError(f"chess score {chess_score!r} is not one of l1, l2")
+    if sparsity is not None and options.threshold is not None:
+        raise ConfigError("give either --sparsity or --threshold, not both")
+    if sparsity is None and not method.needs_sparsity:
+        for flag, value in (("--text", text), ("--calib-tokens", calibration_tokens)):
+            if value is not None:
+                raise ConfigError(
+                    f"{flag} belongs to a calibration, and {method.name} needs none"
+                    + (" without --sparsity" if method.curve else "")
+                )
     if not -(1 << 63) <= seed < 1 << 63:
         raise ConfigError(f"seed {seed} does not fit into 64 bits")
-    if calibration_tokens < 1:
+    if calibration_tokens is not None and calibration_tokens < 1:
         raise ConfigError(f"calibration tokens {calibration_tokens} is not a positive number")
     if dtype not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"dtype {dtype!r} is not one of auto, fp32, bf16")
 
 
-def _check_parent(method: Method, parent: Checkpoint) -> None:
-    if parent.record is not None and parent.record.has_thresholds:
-        raise UnsupportedError(
-            f"{parent.path} was already converted by {parent.record.method}; convert its parent "
-            f"{parent.record.parent.reference} instead"
-        )
-    if method.hidden_act is None and parent.config.psi != "id":
-        raise UnsupportedError(f"{method.name} thresholds on a dReLU model are not supported")
-
-
-def _measure_layers(
-    parent: Checkpoint, sample: Sample, hidden_act: str, dtype: DTypeName, progress: Progress
-) -> Iterator[LayerStatistics]:
-    logger.info(
-        "calibrating on %d tokens of %s; needs about %.1f GiB of memory",
-        sample.tokens,
-        sample.text.name,
-        memory_needed(parent.config, sample.tokens) / 2**30,
-    )
-    return measure_layers(
-        parent,
-        sample,
-        hidden_act=hidden_act,
-        phi=arch.ACTIVATIONS[hidden_act][0],
-        dtype=dtype,
-        progress=progress,
-    )
-
-
-def _budget(
-    method: Method,
-    sparsity: float | None,
-    ppl_budget: float | None,
-    allocate: str,
-    search_tokens: int,
-) -> float | None:
+def _budget(method: Method, sparsity: float | None, ppl_budget: float | None) -> float | None:
     """The budget to search for, or None."""
-    if allocate not in ("auto", *ALLOCATIONS):
-        raise ConfigError(f"allocation {allocate!r} is not one of auto, {', '.join(ALLOCATIONS)}")
     if ppl_budget is not None:
         if sparsity is not None:
             raise ConfigError("give either --sparsity or --ppl-budget, not both")
@@ -292,31 +244,111 @@ def _budget(
                 f"perplexity budget {ppl_budget:.6g} is outside (0, 1]: it is the rise that is "
                 "allowed; write 1% or 0.01"
             )
-    if search_tokens < 1:
-        raise ConfigError(f"search tokens {search_tokens} is not a positive number")
     if sparsity is None and method.needs_sparsity:
         return DEFAULT_BUDGET if ppl_budget is None else ppl_budget
     return None
 
 
-def _thresholds(
-    parent: Checkpoint, calibration: Calibration | None, constant: float | None
-) -> list[torch.Tensor] | None:
-    if calibration is not None:
-        return calibration.thresholds
-    if constant is None:
-        return None
+def _open_parent(resolved: ResolvedModel, method: Method) -> Checkpoint:
+    if is_packed(resolved.path):
+        raise UnsupportedError(
+            f"{resolved.path} is packed; convert the checkpoint it was packed from, then pack that"
+        )
+    parent = Checkpoint.open(resolved.path)
+    record = parent.record
+    if record is not None and (record.masks_anything or parent.raw["hidden_act"] == arch.OWN_RELU):
+        raise UnsupportedError(
+            f"{parent.path} was already converted by {record.method}; convert its parent "
+            f"{record.parent.reference} instead"
+        )
+    if method.hidden_act is None and parent.config.psi != "id":
+        raise UnsupportedError(f"{method.name} thresholds on a dReLU model are not supported")
+    return parent
+
+
+def _curves(
+    parent: Checkpoint,
+    sample: Sample,
+    method: Method,
+    options: MethodOptions,
+    hidden_act: str,
+    dtype: DTypeName,
+    progress: Progress,
+) -> list[LayerCurve]:
+    assert method.curve is not None  # checked with the target
+    logger.info(
+        "calibrating on %d tokens of %s; needs about %.1f GiB of memory",
+        sample.tokens,
+        sample.text.name,
+        memory_needed(parent.config, sample.tokens) / 2**30,
+    )
+    layers = measure_layers(
+        parent,
+        sample,
+        hidden_act=hidden_act,
+        phi=arch.ACTIVATIONS[hidden_act][0],
+        dtype=dtype,
+        progress=progress,
+    )
+    return [method.curve(layer, options) for layer in layers]
+
+
+def _constant_masks(parent: Checkpoint, method: Method, options: MethodOptions) -> Masks:
+    """Masks that need no calibration."""
     config = parent.config
-    return [torch.full((config.intermediate_size,), constant) for _ in range(config.num_layers)]
+    if options.stage == 2:
+        return Masks(
+            inputs={
+                name: [torch.zeros(config.inputs_of(name)) for _ in range(config.num_layers)]
+                for name in relu.AFTER_NORMS
+            }
+        )
+    constant = _constant(method, options)
+    if constant is None:
+        return Masks()
+    size = config.intermediate_size
+    return Masks([torch.full((size,), constant) for _ in range(config.num_layers)])
 
 
-def _expected(
-    parent: Checkpoint, dtype: DTypeName, calibration: Calibration | None
-) -> Sparsities | None:
-    if calibration is None:
+def _constant(method: Method, options: MethodOptions) -> float | None:
+    return method.constant if options.threshold is None else options.threshold
+
+
+def _record(
+    method: Method,
+    options: MethodOptions,
+    masks: Masks,
+    hidden_act: str,
+    sparsity: float | None,
+    calibrated: CalibrationRecord | None,
+    searched: BudgetRecord | None,
+    parent: ParentRecord,
+) -> SparsityRecord:
+    phi, psi = arch.ACTIVATIONS[hidden_act]
+    of_neurons = method.target == "neurons"
+    return SparsityRecord(
+        method=method.name,
+        phi=phi,
+        psi=psi,
+        mask="gate" if masks.top_k is None else f"topk:{masks.top_k}",
+        input_thresholds=tuple(cast(ProjectionName, name) for name in masks.inputs),
+        shift=options.shift or 0.0,
+        input_relu=options.stage == 2,
+        has_thresholds=masks.gate is not None,
+        target_neuron_sparsity=sparsity if of_neurons else None,
+        target_projection_sparsity=None if of_neurons else sparsity,
+        threshold=None if calibrated else _constant(method, options),
+        calibration=calibrated,
+        budget=searched,
+        parent=parent,
+    )
+
+
+def _expected(parent: Checkpoint, dtype: DTypeName, found: Calibration | None) -> Sparsities | None:
+    if found is None:
         return None
     formats = WeightFormats.of("fp32" if dtype == "fp32" else "bf16")  # as the engine will hold it
-    return expected_sparsities(parent.config, formats, calibration.record.layer_sparsity)
+    return calibrated_sparsities(parent.config, formats, found.record)
 
 
 def _notes(method: Method, parent: Checkpoint, resolved: ResolvedModel) -> tuple[str, ...]:

@@ -6,8 +6,6 @@ METHOD = Method(
     name="relu2",
     source="ReLU^2 Wins (2402.03804)",
     hidden_act="relu2",
-    scores={},
-    needs_sparsity=False,
     needs_finetuning=True,
     elsewhere="the same function, dense",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,27 +14,84 @@ from sparseinfer.checkpoint.layout import Progress
 from sparseinfer.config import BudgetRecord, BudgetStep, DTypeName, TestRecord
 from sparseinfer.convert.allocate import ALLOCATIONS
 from sparseinfer.convert.budget import Probe, Step, search
-from sparseinfer.convert.calibrate import (
-    Calibration,
-    Sample,
-    calibration_record,
-    sample_windows,
-)
-from sparseinfer.convert.curve import LayerScores
+from sparseinfer.convert.calibrate import Calibration, Sample, calibration, sample_windows
+from sparseinfer.convert.curve import LayerCurve
+from sparseinfer.convert.masks import Masks
 from sparseinfer.errors import CalibrationError, ConfigError
-from sparseinfer.sources import Text, load_text
+from sparseinfer.sources import EVALUATION_TEXT, Text, load_text
 from sparseinfer.tokenizer import load_tokenizer
 
 OpenProbe = Callable[[Path, DTypeName], Probe]
 
+DEFAULT_TOKENS = 4096
 MIN_SEARCH_TOKENS = 1024
 """With fewer, the noise of a perplexity ratio is larger than the budgets that are asked for."""
 _TEST_TOKENS = 8192
 
 
 @dataclass(frozen=True)
+class SearchOptions:
+    """How to search; None (False) leaves the default.
+
+    Attributes:
+        allocate: how sparsity is spread over layers: one of `ALLOCATIONS`, or `auto`, the default,
+            which tries all that the method allows.
+        search_text: what to search on; default: windows of the calibration text that are not
+            calibrated on.
+        search_tokens: about how many of them.
+        test_text: on which the result is measured once, when all is chosen.
+        allow_same_text: take one text to test on and to calibrate or search on.
+
+    Raises:
+        ConfigError: a value outside its domain.
+    """
+
+    allocate: str | None = None
+    search_text: str | None = None
+    search_tokens: int | None = None
+    test_text: str | None = None
+    allow_same_text: bool = False
+
+    def __post_init__(self) -> None:
+        if self.allocate not in (None, "auto", *ALLOCATIONS):
+            raise ConfigError(
+                f"allocation {self.allocate!r} is not one of auto, {', '.join(ALLOCATIONS)}"
+            )
+        if self.search_tokens is not None and self.search_tokens < 1:
+            raise ConfigError(f"search tokens {self.search_tokens} is not a positive number")
+
+    def check_unused(self) -> None:
+        """
+        Raises:
+            ConfigError: an option was set although nothing is searched for.
+        """
+        for one in fields(self):
+            if getattr(self, one.name) not in (None, False):
+                flag = "--" + one.name.replace("_", "-")
+                raise ConfigError(
+                    f"{flag} belongs to a search by --ppl-budget, and none was asked for"
+                )
+
+    def allocations(self, method: str, *, per_layer: bool) -> tuple[str, ...]:
+        """Those to try.
+
+        Raises:
+            ConfigError: one that the method does not allow.
+        """
+        allowed = ALLOCATIONS if per_layer else ("uniform",)
+        if self.allocate in (None, "auto"):
+            return allowed
+        if self.allocate not in allowed:
+            raise ConfigError(
+                f"{method} makes all layers equally sparse: --allocate {self.allocate} means "
+                "nothing for it"
+            )
+        return (self.allocate,)
+
+
+@dataclass(frozen=True)
 class SearchPlan:
-    """Everything but the scores: made, and refused, before the long work begins."""
+    """Everything but the curves: made, and refused, before the long work begins."""
 
     parent: Checkpoint
     sample: Sample
@@ -46,27 +103,28 @@ class SearchPlan:
     open_probe: OpenProbe
 
     def run(
-        self, scores: Sequence[LayerScores], score: str, dtype: DTypeName, progress: Progress
+        self, curves: Sequence[LayerCurve], score: str, dtype: DTypeName, progress: Progress
     ) -> tuple[Calibration, BudgetRecord]:
         """Searches, and measures the result on the test text.
 
         Args:
-            score: what the record calls the scores.
+            score: what the record says that calibration sorted by.
 
         Raises:
             CalibrationError: no sparsity meets the budget.
         """
         probe = self.open_probe(self.parent.path, dtype)
         found = search(
-            scores,
+            curves,
             probe,
             self.windows,
             budget=self.budget,
             allocations=self.allocations,
             progress=progress,
         )
-        dense = probe([torch.zeros_like(one) for one in found.thresholds], self.test.windows)
-        sparse = probe(found.thresholds, self.test.windows)
+        chosen = calibration(curves, found.best.layer_sparsity, self.sample, score)
+        dense = probe.measure(Masks(), self.test.windows)
+        sparse = probe.measure(chosen.masks, self.test.windows)
         record = BudgetRecord(
             perplexity_rise=self.budget,
             text=self.text.name,
@@ -83,23 +141,19 @@ class SearchPlan:
                 perplexity_ratio=math.exp(sparse.nll - dense.nll),
             ),
         )
-        calibrated = calibration_record(self.sample, score, found.best.layer_sparsity)
-        return Calibration(found.thresholds, calibrated), record
+        return chosen, record
 
 
 def plan_search(
     parent: Checkpoint,
     sample: Sample,
+    options: SearchOptions,
     *,
     budget: float,
-    allocate: str,
-    search_text: str | None,
-    search_tokens: int,
-    test_text: str,
-    allow_same_text: bool,
+    allocations: tuple[str, ...],
     open_probe: OpenProbe,
 ) -> SearchPlan:
-    """Chooses the windows of a search; arguments as `pipeline.convert`.
+    """Chooses the windows of a search.
 
     Raises:
         ConfigError: the test text is also calibrated or searched on.
@@ -111,23 +165,21 @@ def plan_search(
     def drawn(text: Text, tokens: int) -> Sample:
         return sample_windows(text, tokenizer, parent.config, tokens=tokens, seed=sample.seed)
 
-    if search_text is None:
-        text, windows = sample.text, sample.others[: max(1, search_tokens // _width(sample))]
+    wanted = options.search_tokens or DEFAULT_TOKENS
+    text = sample.text if options.search_text is None else load_text(options.search_text)
+    if text.sha256 == sample.text.sha256:
+        windows = sample.others[: max(1, wanted // sample.windows.shape[1])]
     else:
-        text = load_text(search_text)
-        if text.sha256 == sample.text.sha256:
-            windows = sample.others[: max(1, search_tokens // _width(sample))]
-        else:
-            windows = drawn(text, search_tokens).windows
-    if windows.numel() < min(search_tokens, MIN_SEARCH_TOKENS):
+        windows = drawn(text, wanted).windows
+    needed = min(wanted, MIN_SEARCH_TOKENS)
+    if windows.numel() < needed:
         raise CalibrationError(
             f"text {text.name} is too short to be split: beside the {sample.tokens} tokens that "
-            f"are calibrated on it has {windows.numel()} to search on, and "
-            f"{min(search_tokens, MIN_SEARCH_TOKENS)} are needed; give another --search-text, or "
-            f"fewer --calib-tokens"
+            f"are calibrated on it has {windows.numel()} to search on, and {needed} are needed; "
+            "give another --search-text, or fewer --calib-tokens"
         )
-    test = load_text(test_text)
-    if not allow_same_text and test.sha256 in (sample.text.sha256, text.sha256):
+    test = load_text(options.test_text or EVALUATION_TEXT)
+    if not options.allow_same_text and test.sha256 in (sample.text.sha256, text.sha256):
         raise ConfigError(
             f"text {test.name} is also calibrated or searched on: what is measured on it would not "
             "be held out; give another --test-text, or --allow-same-text"
@@ -136,16 +188,12 @@ def plan_search(
         parent=parent,
         sample=sample,
         budget=budget,
-        allocations=ALLOCATIONS if allocate == "auto" else (allocate,),
+        allocations=allocations,
         text=text,
         windows=windows,
         test=drawn(test, _TEST_TOKENS),
         open_probe=open_probe,
     )
-
-
-def _width(sample: Sample) -> int:
-    return sample.windows.shape[1]
 
 
 def _step(step: Step) -> BudgetStep:
@@ -154,5 +202,6 @@ def _step(step: Step) -> BudgetStep:
         knob=step.knob,
         perplexity_ratio=step.perplexity_ratio,
         bytes_read=step.bytes_read,
+        model_byte_sparsity=step.model_byte_sparsity,
         layer_sparsity=step.layer_sparsity,
     )

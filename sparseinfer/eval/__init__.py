@@ -9,6 +9,6 @@ thresholds after the other, for searches).
 """
 
 from sparseinfer.eval.evaluate import Evaluation, evaluate
-from sparseinfer.eval.probe import open_probe
+from sparseinfer.eval.probe import ModelProbe
 
-__all__ = ["Evaluation", "evaluate", "open_probe"]
+__all__ = ["Evaluation", "ModelProbe", "evaluate"]

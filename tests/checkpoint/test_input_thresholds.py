@@ -151,7 +151,7 @@ def test_a_missing_file(sparse):
         ({"input_thresholds": ["q", "q"]}, "named twice"),
         ({"input_thresholds": "q"}, "input_thresholds"),
         ({"shift": float("inf")}, "shift"),
-        ({"shift": 0.5}, "shift goes with relu and relu2 only"),
+        ({"shift": 0.5}, "shift and input_relu go with relu only"),
         ({"input_relu": "perhaps"}, "input_relu"),
     ],
     ids=str,

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 CALIBRATED = {"cats": {}, "chess": {"chess_score": "l1"}, "chess-l2": {"chess_score": "l2"}}
-"""Name -> options of the methods that need a target."""
+"""Name -> options of the methods that threshold the gate and need a target."""
 
 TOKENS = 1024
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.convert import METHODS
 from sparseinfer.errors import (
     CalibrationError,
     CheckpointError,
@@ -44,12 +45,12 @@ def refused(convert, tmp_path):
 
 
 @pytest.mark.parametrize("sparsity", [1.0, 1.5, -0.1, -1e-9, float("nan"), float("inf")])
-@pytest.mark.parametrize("act", ["cats", "chess", "fatrelu"])
+@pytest.mark.parametrize("act", ["cats", "chess", "fatrelu", "teal", "wina", "topk"])
 def test_sparsity_outside_its_domain(make_model, refused, act, sparsity):
     refused(make_model(), act, ConfigError, "[0, 1)", sparsity=sparsity)
 
 
-@pytest.mark.parametrize("act", ["cats", "chess"])
+@pytest.mark.parametrize("act", ["cats", "chess", "teal", "wina", "topk"])
 def test_search_without_something_that_runs_the_model(make_model, refused, prose_file, act):
     model, text = make_model(), str(prose_file)
     options = {"text": text, "calibration_tokens": 512}
@@ -79,10 +80,64 @@ def test_target_that_means_nothing(make_model, refused, act):
     refused(make_model(), act, ConfigError, act, "--sparsity", sparsity=0.5)
 
 
-@pytest.mark.parametrize("act", ["relu", "relu2", "drelu", "cats", "chess"])
-def test_threshold_that_means_nothing(make_model, refused, act):
-    sparsity = 0.5 if act in ("cats", "chess") else None
-    refused(make_model(), act, ConfigError, "--threshold", threshold=0.1, sparsity=sparsity)
+TAKEN_BY = {
+    "threshold": (0.1, {"fatrelu"}),
+    "chess_score": ("l1", {"chess"}),
+    "attention": (True, {"chess"}),
+    "within_block": ("uniform", {"teal", "wina"}),
+    "stage": (2, {"relu"}),
+    "shift": (0.1, {"relu"}),
+}
+
+
+@pytest.mark.parametrize("option", TAKEN_BY)
+@pytest.mark.parametrize("act", METHODS)
+def test_options_of_other_methods(make_model, refused, act, option):
+    value, takers = TAKEN_BY[option]
+    if act in takers:
+        return
+    sparsity = 0.5 if METHODS[act].needs_sparsity else None
+    flag = "--" + option.replace("_", "-")
+    refused(make_model(), act, ConfigError, act, flag, sparsity=sparsity, **{option: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allocate": "uniform"},
+        {"search_text": "pydoc"},
+        {"search_tokens": 2048},
+        {"test_text": "pydoc"},
+        {"allow_same_text": True},
+    ],
+    ids=str,
+)
+def test_search_options_without_a_search(make_model, refused, options):
+    flag = "--" + next(iter(options)).replace("_", "-")
+    refused(make_model(), "cats", ConfigError, flag, "--ppl-budget", sparsity=0.5, **options)
+    refused(make_model(), "relu", ConfigError, flag, "--ppl-budget", **options)
+
+
+@pytest.mark.parametrize("options", [{"text": "pydoc"}, {"calibration_tokens": 512}], ids=str)
+@pytest.mark.parametrize("act", ["relu", "fatrelu"])
+def test_calibration_options_without_a_calibration(make_model, refused, act, options):
+    refused(make_model(), act, ConfigError, "calibration", act, **options)
+
+
+def test_one_k_for_all_layers(make_model, refused):
+    refused(make_model(), "topk", ConfigError, "equally sparse", allocate="cett", ppl_budget=0.01)
+
+
+@pytest.mark.parametrize(
+    ("act", "options", "words"),
+    [
+        ("relu", {"stage": 3}, "not one of 1, 2"),
+        ("relu", {"shift": float("nan")}, "finite"),
+        ("teal", {"within_block": "best", "sparsity": 0.5}, "greedy, uniform"),
+    ],
+)
+def test_method_options_outside_their_domain(make_model, refused, act, options, words):
+    refused(make_model(), act, ConfigError, words, **options)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, float("nan"), float("inf")])
@@ -116,12 +171,21 @@ def test_unknown_method_is_answered_with_the_list(make_model, refused):
 
 
 def test_options_are_checked_before_the_model(refused):
-    refused("/nowhere", "cats", ConfigError, "--sparsity")
+    refused("/nowhere", "relu", ConfigError, "--sparsity", sparsity=0.5)
 
 
-@pytest.mark.parametrize("act", ["cats", "fatrelu"])
-def test_parent_that_has_thresholds(make_model, convert, refused, tmp_path, act):
-    first = convert(make_model(), act, sparsity=0.5).out
+@pytest.mark.parametrize(
+    ("act", "options"),
+    [
+        ("cats", {"sparsity": 0.5}),
+        ("fatrelu", {"sparsity": 0.5}),
+        ("topk", {"sparsity": 0.5}),
+        ("teal", {"sparsity": 0.5}),
+        ("relu", {"shift": 0.1}),
+    ],
+)
+def test_parent_that_has_masks(make_model, convert, refused, tmp_path, act, options):
+    first = convert(make_model(), act, **options).out
     refused(
         first, "relu", UnsupportedError, act, str(make_model()), "already", out=tmp_path / "second"
     )

@@ -19,7 +19,7 @@ from .conftest import files_of, listing, tensors_of
 
 TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HF_NAME = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-OPTIONS = {act: {"sparsity": 0.5} if act in ("cats", "chess") else {} for act in METHODS}
+OPTIONS = {act: {"sparsity": 0.5} if METHODS[act].needs_sparsity else {} for act in METHODS}
 
 
 def index_of(folder):
@@ -52,7 +52,8 @@ def test_weights_are_those_of_the_parent_bit_for_bit(
     assert checkpoint.record.method == act
     assert checkpoint.record.parent.ffn_sha256 == Checkpoint.open(parent).ffn_sha256
     assert len(checkpoint.thresholds()) == 3
-    assert (done.out / "sparsity.safetensors").exists() is METHODS[act].has_thresholds
+    stored = done.record.has_thresholds or bool(done.record.input_thresholds)
+    assert (done.out / "sparsity.safetensors").exists() is stored
 
 
 @pytest.mark.parametrize(

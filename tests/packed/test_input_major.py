@@ -95,9 +95,11 @@ def test_the_header_names_the_layouts(make_sparse, packed):
 
 
 def test_shift_and_relus_after_norms_come_along(make_sparse, packed):
-    folder = make_sparse(hidden_act="relu", shift=0.25, input_relu=True, model={"mlp_bias": True})
+    folder = make_sparse(
+        hidden_act="sparseinfer_relu", shift=0.25, input_relu=True, model={"mlp_bias": True}
+    )
     stored = dict(Checkpoint.open(folder).read())
-    plain = make_sparse(hidden_act="relu", shift=0.25)
+    plain = make_sparse(hidden_act="sparseinfer_relu", shift=0.25)
     for found in (Packed.open(packed("int8", folder)).weights(),
                   pack(Checkpoint.open(folder), WeightFormats.of("int8"))):  # fmt: skip
         assert found.input_relu
