@@ -27,7 +27,7 @@ def uniform(layers: int) -> Allocation:
 
 
 def shared_cett(errors: Sequence[OutputError]) -> Allocation:
-    """The same relative output error in every layer, the knob (Sparsing Law, 2411.02335: one CETT)."""
+    """One relative output error for all layers, the knob (CETT in Sparsing Law, 2411.02335)."""
     return lambda knob: [min(error.sparsity(knob), MOST) for error in errors]
 
 
