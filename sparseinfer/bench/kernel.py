@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sparseinfer.bench.machine import hardware, load_average, versions
+from sparseinfer.bench.machine import PACKAGES, load_average
 from sparseinfer.bench.protocol import Progress
 from sparseinfer.bench.random_model import random_model
 from sparseinfer.bench.settings import WEIGHTS, Target, check_targets, check_weights
@@ -30,6 +30,7 @@ from sparseinfer.kernels.gated_ffn.cpu import CpuGatedFfn, native_ffn
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn
 from sparseinfer.kernels.matrix import Matrix
 from sparseinfer.kernels.threads import CpuPool
+from sparseinfer.machine import hardware, versions
 from sparseinfer.packed import pack
 from sparseinfer.packed.memory import anonymous
 
@@ -119,7 +120,7 @@ class KernelResult:
             "benchmark": "gated_ffn",
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
             "hardware": {**hardware(), "load_average_before": self.load_before},
-            "versions": versions(),
+            "versions": versions(PACKAGES),
             "settings": {"threads": self.threads, "isa": self.isa, "pairs": self.pairs},
             "rows": [asdict(row) for row in self.rows],
         }

@@ -12,7 +12,7 @@ from sparseinfer.bench.child import Child, Children, children
 from sparseinfer.bench.decode import MAX_AUTO_STEPS, Row, measure_decode
 from sparseinfer.bench.gguf_export import check_exportable
 from sparseinfer.bench.llama_cpp_library import check_library
-from sparseinfer.bench.machine import hardware, load_average, versions
+from sparseinfer.bench.machine import PACKAGES, load_average
 from sparseinfer.bench.plan import Plan, make_plan
 from sparseinfer.bench.prefill import measure_prefill
 from sparseinfer.bench.prepare import Note, Prepared, prepare
@@ -22,6 +22,7 @@ from sparseinfer.bench.settings import BenchSettings
 from sparseinfer.bench.subject import Subject, find_source, make_subject
 from sparseinfer.engine.model import check_threads, usable_threads
 from sparseinfer.errors import ConfigError
+from sparseinfer.machine import hardware, versions
 
 SCHEMA_VERSION = 1
 
@@ -55,7 +56,7 @@ class BenchResult:
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
             "model": self.model,
             "hardware": {**hardware(), "load_average_before": self.load_before},
-            "versions": versions(),
+            "versions": versions(PACKAGES),
             "settings": asdict(self.plan),
             "formats": [asdict(one) for one in self.formats],
             "warnings": self.warnings,

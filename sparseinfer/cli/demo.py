@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sparseinfer.checkpoint import Checkpoint
     from sparseinfer.engine import Model
     from sparseinfer.eval import Evaluation
+    from sparseinfer.report import EvaluationReport
     from sparseinfer.tokenizer import Tokenizer
 
 MODEL, METHOD, SPARSITY = "smollm2-135m", "chess", 0.5
@@ -40,7 +41,7 @@ class Race:
 
 
 def demo(
-    report: Annotated[Path, typer.Option(help="Folder for demo.json and demo.md.")] = Path(
+    report: Annotated[Path, typer.Option(help="Folder for report.json, .md and .html.")] = Path(
         "demo-report"
     ),
     output: Annotated[
@@ -58,36 +59,27 @@ def demo(
     from sparseinfer.checkpoint import Checkpoint
     from sparseinfer.engine.model import Model, check_threads
     from sparseinfer.eval import evaluate
-    from sparseinfer.eval.report import check_report_folder, evaluation_json, write_report
+    from sparseinfer.report import check_folder, write
     from sparseinfer.sources import resolve_model
     from sparseinfer.tokenizer import load_tokenizer
 
     check_threads(threads)
-    check_report_folder(report)
+    check_folder(report)
     sparse_path = output or Path(f"{MODEL}-{METHOD}")
     with progress() as show:
         converted = _convert_once(sparse_path, show)
         dense = Model(Checkpoint.open(resolve_model(MODEL).path), threads=threads)
         sparse = Model(converted, threads=threads)
         race = _race(dense, sparse, load_tokenizer(converted.path), show)
-        used_threads = dense.threads
+        held = str(sparse.formats)
         del dense, sparse
         evaluation = evaluate(
             str(sparse_path), tokens=EVALUATION_TOKENS, threads=threads, progress=show
         )
-    content = {
-        "prompt": PROMPT,
-        "dense_text": race.dense_text,
-        "sparse_text": race.sparse_text,
-        "dense_tokens_per_second": race.dense_speeds,
-        "sparse_tokens_per_second": race.sparse_speeds,
-        "speed_ratios": race.ratios,
-        "threads": used_threads,
-        "evaluation": evaluation_json(evaluation),
-    }
-    write_report(report, "demo", content, _markdown(content, evaluation))
+    content = _report(race, evaluation, held)
+    write(content, report)
     if as_json:
-        print_json(content)
+        print_json(content.model_dump(mode="json"))
     else:
         print_table("sparseinfer demo", _rows(race, evaluation, report))
 
@@ -160,38 +152,38 @@ def _rows(race: Race, evaluation: Evaluation, report: Path) -> list[tuple[str, s
         ("neuron sparsity", percent(found.neuron)),
         ("FFN byte sparsity", percent(found.ffn_bytes)),
         ("model byte sparsity", percent(found.model_bytes)),
-        ("report", f"{report / 'demo.md'}, {report / 'demo.json'}"),
+        ("report", str(report / "report.html")),
     ]
 
 
-def _markdown(content: dict[str, Any], evaluation: Evaluation) -> str:
-    from sparseinfer.eval.report import evaluation_markdown
+def _report(race: Race, evaluation: Evaluation, held: str) -> EvaluationReport:
+    """The evaluation with speeds and answers.
 
-    return "\n".join(
-        [
-            "# sparseinfer demo",
-            "",
-            f"`{MODEL}`, converted with {METHOD} at neuron sparsity {SPARSITY}, beside its dense "
-            "parent.",
-            "",
-            f"Prompt: {PROMPT}",
-            "",
-            "| | dense | sparse |",
-            "|---|---|---|",
-            f"| tokens/s | {_spread(content['dense_tokens_per_second'])} "
-            f"| {_spread(content['sparse_tokens_per_second'])} |",
-            "",
-            f"Sparse over dense, pair by pair: {_spread(content['speed_ratios'], 'x')}, on "
-            f"{content['threads']} threads.",
-            "",
-            "## Dense answer",
-            "",
-            content["dense_text"],
-            "",
-            "## Sparse answer",
-            "",
-            content["sparse_text"],
-            "",
-            evaluation_markdown(evaluation).replace("# Evaluation", "## Evaluation", 1),
-        ]
+    Args:
+        held: formats of both models' weights.
+    """
+    from sparseinfer.eval.report import evaluation_report
+    from sparseinfer.report.evaluation import Answer
+    from sparseinfer.report.parts import SpeedRow, Spread
+
+    def spread(values: list[float]) -> Spread:
+        return Spread(min=min(values), median=statistics.median(values), max=max(values))
+
+    def row(side: str, speeds: list[float], over: dict[str, Spread]) -> SpeedRow:
+        return SpeedRow(
+            side=side,
+            weights=held,
+            phase="decode",
+            tokens_per_second=spread(speeds),
+            over=over,
+        )
+
+    speed = (
+        row("sparse", race.sparse_speeds, {"dense": spread(race.ratios)}),
+        row("dense", race.dense_speeds, {}),
     )
+    answers = tuple(
+        Answer(side=side, prompt=PROMPT, answer=text)
+        for side, text in (("dense", race.dense_text), ("sparse", race.sparse_text))
+    )
+    return evaluation_report(evaluation, speed=speed, answers=answers)

@@ -56,8 +56,11 @@ def evaluate(
         typer.Option(help="lm-eval tasks, as arc_easy,piqa,hellaswag (extra 'tasks')."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Examples of each task; default all.")] = None,
+    allow_same_text: Annotated[
+        bool, typer.Option("--allow-same-text", help="Measure on a text that was calibrated on.")
+    ] = False,
     report: Annotated[
-        Path | None, typer.Option(help="Also write report.json and report.md here.")
+        Path | None, typer.Option(help="Also write report.json, report.md and report.html here.")
     ] = None,
     weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
@@ -81,15 +84,11 @@ def evaluate(
     names = _listed(tasks)
     rise = None if ppl_p is None else fraction(ppl_p, "--ppl-p")
     from sparseinfer.eval import evaluate as run
-    from sparseinfer.eval.report import (
-        check_report_folder,
-        evaluation_json,
-        evaluation_markdown,
-        write_report,
-    )
+    from sparseinfer.eval.report import evaluation_report
+    from sparseinfer.report import check_folder, write
 
     if report is not None:
-        check_report_folder(report)
+        check_folder(report)
     with progress() as show:
         result = run(
             model,
@@ -106,18 +105,20 @@ def evaluate(
             ppl_p=rise,
             tasks=names,
             limit=limit,
+            allow_same_text=allow_same_text,
             progress=show,
         )
-    content = evaluation_json(result)
+    content = evaluation_report(result)
     if report is not None:
-        write_report(report, "report", content, evaluation_markdown(result))
+        write(content, report)
     if as_json:
-        print_json(content)
+        print_json(content.model_dump(mode="json"))
         return
     rows = _rows(result)
+    rows += [("note", warning) for warning in content.warnings]
     if report is not None:
-        rows.append(("report", str(report)))
-    print_table(f"Evaluation of {result.model}", rows)
+        rows.append(("report", str(report / "report.html")))
+    print_table(f"Evaluation of {result.model.name}", rows)
 
 
 def _listed(tasks: str | None) -> tuple[str, ...]:
@@ -192,7 +193,8 @@ def _rows(result: Evaluation) -> list[tuple[str, str]]:
         (
             "recipe",
             f"{recipe.tokens_scored} tokens of {recipe.text} (SHA-256 {recipe.text_sha256[:16]}), "
-            f"context {recipe.context}, stride {recipe.stride}, by {recipe.by}, {result.weights}",
+            f"context {recipe.context}, stride {recipe.stride}, by {recipe.by}, "
+            f"{result.model.weights}",
         ),
     ]
 

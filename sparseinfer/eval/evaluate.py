@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, field
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
-from sparseinfer.config import DTypeName, SparsityRecord
+from sparseinfer.config import SparsityRecord
 from sparseinfer.engine import Model
 from sparseinfer.engine.model import Phase, check_threads
 from sparseinfer.errors import ConfigError
 from sparseinfer.eval.comparison import Comparison, compare
 from sparseinfer.eval.firing import DEFAULT_TOKENS as FIRING_TOKENS
-from sparseinfer.eval.firing import Firing, deciles, measure_firing
-from sparseinfer.eval.masked_layer import rules_of
+from sparseinfer.eval.firing import Firing
+from sparseinfer.eval.held_out import check_held_out
+from sparseinfer.eval.layer_passes import (
+    Sample,
+    rounding,
+    search_ppl_p,
+    threshold_deciles,
+    watch_neurons,
+)
 from sparseinfer.eval.parent import find_parent
 from sparseinfer.eval.perplexity import measure, perplexity, sum_of
 from sparseinfer.eval.phases import PhaseSparsity, generate_for_counts, phase_sparsity
-from sparseinfer.eval.ppl_p import CURVE_TOKENS, PplP, check_p, measure_curves, ppl_p_sparsity
+from sparseinfer.eval.ppl_p import PplP, check_p
+from sparseinfer.eval.provenance import TASK_PACKAGES, Stopwatch, model_facts, provenance
+from sparseinfer.eval.report_parts import conversion
+from sparseinfer.eval.tasks import SEED as TASK_SEED
 from sparseinfer.eval.tasks import TaskResults, open_tasks, run_tasks
-from sparseinfer.eval.windows import Recipe, Window, make_windows, stack_windows, token_stream
+from sparseinfer.eval.windows import Recipe, make_windows, token_stream
 from sparseinfer.formats import import_dtype
 from sparseinfer.packed import Packed, open_model
 from sparseinfer.packed.source import choose_model_formats
+from sparseinfer.report.parts import Conversion, ModelFacts, Provenance, Timing
 from sparseinfer.sources import EVALUATION_TEXT, load_text, resolve_model
 from sparseinfer.sparsity import Sparsities
 from sparseinfer.tokenizer import load_tokenizer
@@ -39,9 +48,10 @@ DEFAULT_TOKENS = 8192
 class Evaluation:
     """Everything measured, and what it was measured on."""
 
-    model: str
+    model: ModelFacts
     record: SparsityRecord | None
-    weights: str
+    conversion: Conversion | None
+    """The record as reports have it, with its search; None for a dense model."""
     recipe: Recipe
     perplexity: float
     bits_per_byte: float
@@ -50,13 +60,16 @@ class Evaluation:
     """Why `comparison` is None; empty where it is not."""
     layer_sparsity: tuple[float, ...]
     """Realised neuron sparsity per layer."""
+    input_density: dict[str, tuple[float, ...]]
+    """Projection -> fraction of its inputs that counted per layer, as in `PhaseSparsity`."""
     sparsities: Sparsities
     prefill: PhaseSparsity | None
     """Of all tokens in scored windows; where decoding scored them, of the prompts of `decode`."""
     decode: PhaseSparsity | None
     """Of tokens generated after pieces of the text; None where the context has no room for any."""
-    threshold_deciles: tuple[tuple[float, ...], ...]
-    """Minimum, nine deciles and maximum of each layer's thresholds; empty without thresholds."""
+    threshold_deciles: dict[str, tuple[tuple[float, ...], ...]]
+    """`neurons`, or the projection whose inputs have thresholds -> minimum, nine deciles and
+    maximum of each layer's thresholds; empty without thresholds."""
     firing: Firing | None
     no_firing_because: str
     """Why `firing` is None; empty where it is not."""
@@ -64,6 +77,8 @@ class Evaluation:
     """Where it was asked for."""
     tasks: TaskResults | None
     """Where they were asked for."""
+    provenance: Provenance
+    timing: Timing = field(compare=False)
 
 
 def evaluate(
@@ -82,6 +97,7 @@ def evaluate(
     ppl_p: float | None = None,
     tasks: Sequence[str] = (),
     limit: int | None = None,
+    allow_same_text: bool = False,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Measures perplexity, bits per byte, distance from the dense parent, realised sparsity in
@@ -102,6 +118,7 @@ def evaluate(
         ppl_p: find the sparsity at which perplexity rises by this fraction, in (0, 1].
         tasks: lm-eval's names of tasks to do; needs the extra `tasks`.
         limit: do only so many examples of each task.
+        allow_same_text: measure on a text that the model was calibrated on, too.
 
     Raises:
         SparseInferError: any of its kinds.
@@ -112,143 +129,131 @@ def evaluate(
         raise ConfigError(f"firing tokens {firing_tokens} is not a number of tokens, or 0")
     check_threads(threads)
     check_p(ppl_p)
-    opened = open_tasks(tasks, limit) if tasks else None
-    resolved = resolve_model(model, dtype=import_dtype(weights))
-    source = open_model(resolved.path)
-    choose_model_formats(source, weights)  # refuses before long work
-    if ppl_p is not None and isinstance(source, Packed):
-        raise ConfigError(
-            f"PPL-p needs a checkpoint: give the one that {source.path} was packed from"
+    watch = Stopwatch()
+    with watch.stage("loading"):
+        opened = open_tasks(tasks, limit) if tasks else None
+        resolved = resolve_model(model, dtype=import_dtype(weights))
+        source = open_model(resolved.path)
+        choose_model_formats(source, weights)  # refuses before long work
+        if ppl_p is not None and isinstance(source, Packed):
+            raise ConfigError(
+                f"PPL-p needs a checkpoint: give the one that {source.path} was packed from"
+            )
+        context = _context(context, source)
+        tokenizer = load_tokenizer(source.path)
+        loaded_text = load_text(text)
+        if not allow_same_text:
+            check_held_out(source.record, loaded_text)
+        windows, recipe = make_windows(
+            loaded_text, tokenizer, tokens=tokens, context=context, stride=stride, by=by
         )
-    context = _context(context, source)
-    tokenizer = load_tokenizer(source.path)
-    windows, recipe = make_windows(
-        load_text(text), tokenizer, tokens=tokens, context=context, stride=stride, by=by
-    )
-    found, reason = (
-        (resolve_model(parent, dtype=import_dtype(weights)), "") if parent else find_parent(source)
-    )
-    dense_source = open_model(found.path) if found else None
-    if dense_source and dense_source.config.vocab_size != source.config.vocab_size:
-        raise ConfigError(
-            f"the parent's vocabulary ({dense_source.config.vocab_size}) is not the model's "
-            f"({source.config.vocab_size})"
+        found, reason = (
+            (resolve_model(parent, dtype=import_dtype(weights)), "")
+            if parent
+            else find_parent(source)
         )
-    running = _load(source, weights, threads, huge_pages)
-    dense = _load(dense_source, weights, threads, huge_pages) if dense_source else None
-    measured = measure(running, dense, windows, by=by, progress=progress)
+        dense_source = open_model(found.path) if found else None
+        if dense_source and dense_source.config.vocab_size != source.config.vocab_size:
+            raise ConfigError(
+                f"the parent's vocabulary ({dense_source.config.vocab_size}) is not the model's "
+                f"({source.config.vocab_size})"
+            )
+        running = _load(source, weights, threads, huge_pages)
+        dense = _load(dense_source, weights, threads, huge_pages) if dense_source else None
+    with watch.stage("scoring"):
+        measured = measure(running, dense, windows, by=by, progress=progress)
     comparison = compare(found.name, str(dense.formats), measured) if found and dense else None
     del dense  # its memory is worth more to what follows
     scored = phase_sparsity(running, running.sparsity(by))
     assert scored is not None  # there is at least one window
     running.reset_sparsity()
     stream = token_stream(windows, recipe.special_prefix)
-    generate_for_counts(running, stream, progress=progress)
+    with watch.stage("decoding"):
+        generate_for_counts(running, stream, progress=progress)
     prompts, decode = (phase_sparsity(running, running.sparsity(one)) for one in _PHASES)
-    sample = _Sample(stream, recipe, _rounding(source, running))
-    firing, no_firing = _firing(source, running, sample, firing_tokens, progress)
-    answered = (
-        run_tasks(opened, running, tokenizer, name=resolved.name, progress=progress)
-        if opened
-        else None
-    )
-    deciles_of_thresholds = _threshold_deciles(running)
-    reached = _ppl_p(source, running, sample, windows, ppl_p, progress)  # changes thresholds: last
+    sample = Sample(stream, recipe, rounding(source, running))
+    with watch.stage("watching neurons"):
+        firing, no_firing = watch_neurons(source, running, sample, firing_tokens, progress)
+    answered = None
+    if opened:
+        with watch.stage("tasks"):
+            answered = run_tasks(opened, running, tokenizer, name=resolved.name, progress=progress)
+    thresholds = threshold_deciles(running)
+    reached = None
+    if ppl_p is not None:
+        assert isinstance(source, Checkpoint)  # a packed model was refused at the start
+        with watch.stage("PPL-p search"):  # changes thresholds: last
+            reached = search_ppl_p(source, running, sample, windows, ppl_p, progress)
     totals = sum_of(measured)
     return Evaluation(
-        model=resolved.name,
+        model=model_facts(
+            resolved.name, source, running, parent=found.name if found else _parent_name(source)
+        ),
         record=source.record,
-        weights=str(running.formats),
+        conversion=_conversion(source),
         recipe=recipe,
         perplexity=perplexity(totals.nll, totals.tokens),
         bits_per_byte=totals.nll / math.log(2) / recipe.bytes_scored,
         comparison=comparison,
         no_comparison_because=reason,
         layer_sparsity=scored.layer_sparsity,
+        input_density=scored.input_density,
         sparsities=scored.sparsities,
         prefill=scored if by == "prefill" else prompts,
         decode=decode,
-        threshold_deciles=deciles_of_thresholds,
+        threshold_deciles=thresholds,
         firing=firing,
         no_firing_because=no_firing,
         ppl_p=reached,
         tasks=answered,
+        provenance=provenance(
+            {
+                "model": model,
+                "text": text,
+                "tokens": tokens,
+                "context": context,
+                "stride": recipe.stride,
+                "by": by,
+                "parent": found.reference if found else None,
+                "weights": str(running.formats),
+                "huge_pages": huge_pages,
+                "prefill": _PREFILL,
+                "firing_tokens": firing_tokens,
+                "ppl_p": ppl_p,
+                "tasks": list(tasks),
+                "limit": limit,
+                "allow_same_text": allow_same_text,
+            },
+            threads=running.threads,
+            seed=TASK_SEED if answered else None,
+            packages=TASK_PACKAGES if answered else (),
+        ),
+        timing=watch.timing(),
     )
 
 
 _PHASES: tuple[Phase, Phase] = ("prefill", "decode")
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """What the passes through single layers run on."""
-
-    stream: list[int]
-    recipe: Recipe
-    dtype: DTypeName
-
-    def windows(self, tokens: int) -> torch.Tensor:
-        prefix, context = self.recipe.special_prefix, self.recipe.context
-        return stack_windows(self.stream, prefix, tokens=tokens, context=context)
-
-
-def _firing(
-    source: Checkpoint | Packed,
-    running: Model,
-    sample: _Sample,
-    tokens: int,
-    progress: Progress,
-) -> tuple[Firing | None, str]:
-    if isinstance(source, Packed):
-        return (
-            None,
-            "neurons are watched in a checkpoint: evaluate the one that this was packed from",
-        )
-    if tokens == 0:
-        return None, "not asked for"
-    windows = sample.windows(tokens)
-    rules = rules_of(running)
-    return measure_firing(source, rules, windows, dtype=sample.dtype, progress=progress), ""
-
-
-def _ppl_p(
-    source: Checkpoint | Packed,
-    running: Model,
-    sample: _Sample,
-    windows: Sequence[Window],
-    p: float | None,
-    progress: Progress,
-) -> PplP | None:
-    if p is None:
-        return None
-    assert isinstance(source, Checkpoint)  # a packed model was refused at the start
-    tokens = sample.windows(CURVE_TOKENS)
-    rules = rules_of(running)
-    curves = measure_curves(source, rules, tokens, dtype=sample.dtype, progress=progress)
-    return ppl_p_sparsity(
-        running, curves, windows, p, curve_tokens=tokens.numel(), progress=progress
-    )
-
-
-def _rounding(source: Checkpoint | Packed, running: Model) -> DTypeName:
-    """To which type single layers are rounded: that of the engine's matrices where it is one of a
-    checkpoint, else the type as stored."""
-    if running.weight_type in ("fp32", "bf16"):
-        return running.weight_type
-    return source.dtype if isinstance(source, Checkpoint) else "bf16"
-
-
-def _threshold_deciles(model: Model) -> tuple[tuple[float, ...], ...]:
-    if model.record is None or not model.record.has_thresholds:
-        return ()
-    return tuple(deciles(threshold) for threshold in model.thresholds)
+# Exact products: what is measured is the model, not the rounding of a faster prefill.
+_PREFILL = "fp32"
 
 
 def _load(
     source: Checkpoint | Packed, weights: str, threads: int | None, huge_pages: bool
 ) -> Model:
-    # Exact products: what is measured is the model, not the rounding of a faster prefill.
-    return Model(source, weights=weights, threads=threads, huge_pages=huge_pages, prefill="fp32")
+    return Model(source, weights=weights, threads=threads, huge_pages=huge_pages, prefill=_PREFILL)
+
+
+def _conversion(source: Checkpoint | Packed) -> Conversion | None:
+    if source.record is None:
+        return None
+    # A packed artifact does not say in which type it was searched.
+    dtype = source.dtype if isinstance(source, Checkpoint) else None
+    return conversion(source.record, source.config, dtype)
+
+
+def _parent_name(source: Checkpoint | Packed) -> str | None:
+    """Of a parent that is not at hand."""
+    return source.record.parent.reference.rpartition("/")[2] if source.record else None
 
 
 def _context(requested: int | None, source: Checkpoint | Packed) -> int:

@@ -1,61 +1,132 @@
-"""Reports: versioned JSON is canonical, Markdown is made from the same values."""
+"""An evaluation as a report: every field of `sparseinfer.report` from what was measured."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from sparseinfer import strict_json
-from sparseinfer.atomic import check_writable, write_files
+from sparseinfer.eval.caveats import caveats
 from sparseinfer.eval.evaluate import Evaluation
-from sparseinfer.eval.markdown import evaluation_markdown
-from sparseinfer.version import __version__
-
-REPORT_VERSION = 2
-
-__all__ = [
-    "REPORT_VERSION",
-    "check_report_folder",
-    "evaluation_json",
-    "evaluation_markdown",
-    "write_report",
-]
+from sparseinfer.eval.firing import HOT, LayerFiring
+from sparseinfer.eval.phases import PhaseSparsity
+from sparseinfer.eval.ppl_p import PplP
+from sparseinfer.eval.report_parts import quality, sparsity, task_results, text_recipe
+from sparseinfer.report import EvaluationReport, evaluation
+from sparseinfer.report.parts import Measurement, SpeedRow
 
 
-def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The evaluation as plain JSON values, with format and library versions."""
-    import torch
-    import transformers
+def evaluation_report(
+    found: Evaluation,
+    *,
+    speed: Sequence[SpeedRow] = (),
+    answers: Sequence[evaluation.Answer] = (),
+) -> EvaluationReport:
+    """The report of one model.
 
-    values = asdict(evaluation)
-    values["record"] = evaluation.record.model_dump(mode="json") if evaluation.record else None
-    return {
-        "report_version": REPORT_VERSION,
-        "versions": {
-            "sparseinfer": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        **values,
-    }
-
-
-def write_report(folder: Path, name: str, content: dict[str, Any], markdown: str) -> None:
-    """Writes `name`.json and `name`.md into a folder, each whole or not at all.
-
-    Raises:
-        OutputError: the folder cannot be written.
+    Args:
+        speed: tokens per second, where they were measured too.
+        answers: what the model and others said, to be read beside the figures.
     """
-    text = strict_json.dumps(content, indent=2) + "\n"
-    files = {f"{name}.json": text, f"{name}.md": markdown}
-    write_files(folder, files, what="the report")
+    text = found.recipe.text
+    return EvaluationReport(
+        model=found.model,
+        provenance=found.provenance,
+        texts=(text_recipe(found.recipe),),
+        warnings=tuple(caveats(found)),
+        measurements=(
+            Measurement(
+                text=text,
+                quality=quality(
+                    found.perplexity,
+                    found.bits_per_byte,
+                    found.comparison,
+                    found.no_comparison_because,
+                ),
+                sparsity=sparsity(found.sparsities, found.input_density),
+            ),
+        ),
+        phases=tuple(_phases(found)),
+        layers=tuple(_layers(found)),
+        firing=evaluation.FiringRecipe(
+            text=text, tokens=found.firing.tokens, context=found.firing.context, hot_from=HOT
+        )
+        if found.firing
+        else None,
+        no_firing_because=found.no_firing_because,
+        ppl_p=(_ppl_p(found.ppl_p, text),) if found.ppl_p else (),
+        tasks=task_results(found.tasks) if found.tasks else (),
+        harness=found.tasks.harness if found.tasks else None,
+        answers=tuple(answers),
+        conversion=found.conversion,
+        timing=found.timing.model_copy(update={"speed": tuple(speed)}),
+    )
 
 
-def check_report_folder(folder: Path) -> None:
-    """Finds out, before hours of work, whether `write_report` could write there.
+def _phases(found: Evaluation) -> Iterator[evaluation.PhaseSparsity]:
+    kinds: tuple[tuple[evaluation.Phase, PhaseSparsity | None], ...] = (
+        ("prefill", found.prefill),
+        ("decode", found.decode),
+        ("tasks", found.tasks.sparsity if found.tasks else None),
+    )
+    for phase, one in kinds:
+        if one is not None:
+            yield evaluation.PhaseSparsity(
+                phase=phase,
+                tokens=one.tokens,
+                sparsity=sparsity(one.sparsities, one.input_density),
+                layers=one.layer_sparsity,
+            )
 
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    check_writable(folder, what="the report")
+
+def _layers(found: Evaluation) -> Iterator[evaluation.Layer]:
+    record = found.record
+    calibrated = record.calibration.layer_sparsity if record and record.calibration else None
+    for index, realised in enumerate(found.layer_sparsity):
+        firing = found.firing.layers[index] if found.firing else None
+        yield evaluation.Layer(
+            layer=index,
+            target_sparsity=calibrated[index] if calibrated else None,
+            realised_sparsity=realised,
+            inputs={name: 1 - one[index] for name, one in found.input_density.items()},
+            cett=firing.cett if firing else None,
+            thresholds={
+                name: _distribution(layers[index])
+                for name, layers in found.threshold_deciles.items()
+            },
+            firing=_firing(firing) if firing else None,
+        )
+
+
+def _firing(found: LayerFiring) -> evaluation.Firing:
+    return evaluation.Firing(
+        dead=found.dead,
+        hot=found.hot,
+        mean=found.active_mean,
+        std=found.active_std,
+        per_token=_distribution(found.active_deciles),
+        heatmap=found.rates,
+    )
+
+
+def _distribution(quantiles: Sequence[float]) -> evaluation.Distribution:
+    """Of minimum, nine deciles and maximum."""
+    least, *middle, most = quantiles
+    return evaluation.Distribution(min=least, deciles=tuple(middle), max=most)
+
+
+def _ppl_p(found: PplP, text: str) -> evaluation.PplP:
+    return evaluation.PplP(
+        p=found.p,
+        text=text,
+        neuron=found.neuron_sparsity,
+        cett=found.cett,
+        perplexity_ratio=found.perplexity_ratio,
+        perplexity=found.perplexity,
+        layers=found.layer_sparsity,
+        threshold_tokens=found.curve_tokens,
+        steps=tuple(
+            evaluation.PplPStep(
+                cett=step.cett, neuron=step.neuron_sparsity, perplexity_ratio=step.perplexity_ratio
+            )
+            for step in found.trace
+        ),
+    )

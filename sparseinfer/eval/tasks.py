@@ -16,10 +16,12 @@ from typing import Any
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.engine import Model
 from sparseinfer.errors import ConfigError, SourceError, SparseInferError, UnsupportedError
+from sparseinfer.eval.phases import PhaseSparsity, phase_sparsity
 from sparseinfer.sources.task_sets import TASK_SETS
-from sparseinfer.sparsity import Sparsities, sparsities
 from sparseinfer.tokenizer import Tokenizer
 
+SEED = 0
+"""Of tasks that sample their answers."""
 _OF_THIS_RUN = ("date", "git_hash", "pretty_env_info", "upper_git_hash")
 """What lm-eval says of the time, the machine and the folder it ran in, none of it of the model."""
 
@@ -49,7 +51,7 @@ class TaskResults:
     limit: int | None
     """Examples of each task, from its first on; None for all."""
     scores: tuple[TaskScore, ...]
-    sparsities: Sparsities
+    sparsity: PhaseSparsity
     """Of all tokens that the tasks ran, prompts and answers together."""
     harness: dict[str, Any]
     """As lm-eval writes them to a file, without what it says of time, machine and folder."""
@@ -131,7 +133,7 @@ def run_tasks(
     with _quiet():
         run: Any = lm_eval.simple_evaluate
         results = run(
-            EngineLM(model, tokenizer, name=name, progress=progress),
+            EngineLM(model, tokenizer, name=name, seed=SEED, progress=progress),
             tasks=list(tasks.loaded),
             task_manager=tasks.manager,
             limit=tasks.limit,
@@ -142,10 +144,12 @@ def run_tasks(
     for config in results["configs"].values():
         config.get("metadata", {}).pop("config_source", None)  # a path of this machine
     harness = json.loads(json.dumps(results, default=handle_non_serializable))
+    used = phase_sparsity(model, model.sparsity())
+    assert used is not None  # every task asks something
     return TaskResults(
         limit=tasks.limit,
         scores=tuple(_scores(harness)),
-        sparsities=sparsities(model.config, model.formats, model.sparsity()),
+        sparsity=used,
         harness=harness,
     )
 

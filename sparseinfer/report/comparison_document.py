@@ -201,7 +201,8 @@ def _task(point: ComparisonPoint, key: tuple[str, str]) -> TaskResult | None:
 
 
 def _task_rises(points: Sequence[ComparisonPoint], key: tuple[str, str]) -> bool:
-    return all(one.higher_is_better for point in points for one in (_task(point, key),) if one)
+    found = (_task(point, key) for point in points)
+    return all(one.higher_is_better is not False for one in found if one)
 
 
 def _task_point(point: ComparisonPoint, found: TaskResult) -> Point | None:

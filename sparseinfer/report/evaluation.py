@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sparseinfer.report.parts import Conversion, Head, Measurement, Sparsity, TaskResult, Timing
-from sparseinfer.report.values import Fraction, Part, Quantity, Text
+from sparseinfer.report.values import Fraction, Part, Quantity, Settings, Text
 
 _DECILES = 9
+Phase = Literal["prefill", "decode", "tasks"]
 
 
 class Distribution(Part):
@@ -49,6 +50,8 @@ class FiringRecipe(Part):
 
     text: Text
     tokens: int = Field(gt=0)
+    context: int | None = Field(default=None, gt=0)
+    """Tokens of a window."""
     hot_from: Fraction = 0.5
     """A neuron that fires for at least this fraction of tokens is hot."""
 
@@ -66,16 +69,28 @@ class Layer(Part):
     cett: Quantity = None
     """norm(sum of dropped neuron outputs) / norm(FFN output), mean over tokens."""
     thresholds: dict[str, Distribution] = Field(default_factory=dict)
-    """Over channels; `gate` is the neurons' threshold, other names are projections' inputs."""
+    """Over channels; `neurons` are those on gate activations, other names (q, k, v, o, gate, up,
+    down) are the projections whose inputs have thresholds."""
     firing: Firing | None = None
 
 
 class PhaseSparsity(Part):
-    """Sparsity of prompts or of decoding alone."""
+    """Sparsity of one kind of tokens alone."""
 
-    phase: Literal["prefill", "decode"]
+    phase: Phase
+    """Prompts, tokens generated after pieces of the first text, or all that tasks ran."""
     tokens: int = Field(gt=0)
     sparsity: Sparsity
+    layers: tuple[Fraction, ...] = ()
+    """Neuron sparsity of each layer."""
+
+
+class PplPStep(Part):
+    """One CETT that was tried."""
+
+    cett: Quantity
+    neuron: Fraction
+    perplexity_ratio: Quantity
 
 
 class PplP(Part):
@@ -89,6 +104,23 @@ class PplP(Part):
     cett: Quantity
     """The one that all layers share."""
     perplexity_ratio: Quantity
+    """To the model without any mask; the zeros of its activation are none."""
+    perplexity: Quantity = None
+    """Without any mask."""
+    layers: tuple[Fraction, ...] = ()
+    """Neuron sparsity of each layer."""
+    threshold_tokens: int | None = Field(default=None, gt=0)
+    """Tokens, from the beginning of the text, that thresholds were found on."""
+    steps: tuple[PplPStep, ...] = ()
+    """In the order they were tried."""
+
+
+class Answer(Part):
+    """What one side said."""
+
+    side: Text
+    prompt: Text
+    answer: Text
 
 
 class EvaluationReport(Head):
@@ -101,8 +133,13 @@ class EvaluationReport(Head):
     layers: tuple[Layer, ...] = Field(min_length=1)
     firing: FiringRecipe | None = None
     """Null where neither firing statistics nor CETT were measured."""
+    no_firing_because: Text = ""
     ppl_p: tuple[PplP, ...] = ()
     tasks: tuple[TaskResult, ...] = ()
+    harness: Settings | None = None
+    """lm-eval's results as lm-eval writes them, without what it says of time, machine and folder;
+    null where no tasks ran."""
+    answers: tuple[Answer, ...] = ()
     conversion: Conversion | None = None
     """Null for a dense model."""
     timing: Timing
@@ -112,6 +149,9 @@ class EvaluationReport(Head):
         self._check_measured_texts(self.measurements)
         if [one.layer for one in self.layers] != list(range(self.model.layers)):
             raise ValueError(f"layers are not 0 to {self.model.layers - 1} in order")
+        by_layer = [one.layers for one in (*self.phases, *self.ppl_p) if one.layers]
+        if any(len(one) != self.model.layers for one in by_layer):
+            raise ValueError(f"a sparsity by layer is not one of {self.model.layers} layers")
         fired = [one.firing for one in self.layers if one.firing is not None]
         if len({len(one.heatmap) for one in fired}) > 1:
             raise ValueError("rows of the firing heatmap differ in length")

@@ -28,6 +28,11 @@ from sparseinfer.report.shared_sections import (
     task_cells,
 )
 
+_PHASES = {
+    "prefill": "prompts alone",
+    "decode": "generated tokens alone",
+    "tasks": "all tokens of tasks",
+}
 _QUANTILE_NAMES = ("smallest", *(f"{10 * i}%" for i in range(1, 10)), "largest")
 
 
@@ -36,14 +41,18 @@ def evaluation_document(report: EvaluationReport) -> Document:
     sections = [
         _quality_section(report),
         _sparsity_section(report),
-        _layer_section(report.layers, report.firing),
+        _layer_section(report),
     ]
     if any(layer.thresholds for layer in report.layers):
         sections.append(_threshold_section(report.layers))
     if report.firing is not None and any(layer.firing for layer in report.layers):
         sections.append(_firing_section(report.layers, report.firing))
+    elif report.no_firing_because:
+        sections.append(Section("Firing", (f"Left out: {report.no_firing_because}.",)))
     if report.tasks:
         sections.append(_task_section(report))
+    if report.answers:
+        sections.append(_answer_section(report))
     if report.timing.speed:
         sections.append(speed_section(report.timing.speed))
     converted = report.conversion
@@ -100,35 +109,51 @@ def _quality_section(report: EvaluationReport) -> Section:
         )
     columns = ("text", *QUALITY_COLUMNS, "dense perplexity", "dense model")
     note = quality_note([one.quality for one in report.measurements])
-    blocks = [table("Quality", columns, rows, note=note)]
-    if report.ppl_p:
-        blocks.append(
-            table(
-                "Sparsity by PPL-p%",
-                ("allowed rise", "text", "neuron sparsity", "shared CETT", "ratio to dense"),
-                [
-                    (
-                        percent(one.p),
-                        one.text,
-                        percent(one.neuron),
-                        quantity(one.cett),
-                        ratio(one.perplexity_ratio),
-                    )
-                    for one in report.ppl_p
-                ],
-                note="Sparsing Law's metric (arXiv 2411.02335): the largest sparsity within the "
-                "rise, with one CETT for all layers. Its mask needs gate and up of every neuron, "
-                "so it skips rows of down alone.",
-            )
+    return Section("Quality", (table("Quality", columns, rows, note=note), *_ppl_p_tables(report)))
+
+
+def _ppl_p_tables(report: EvaluationReport) -> list[Table]:
+    if not report.ppl_p:
+        return []
+    columns = (
+        "allowed rise", "text", "neuron sparsity", "shared CETT", "ratio to no mask",
+        "perplexity without mask", "tokens for thresholds",
+    )  # fmt: skip
+    rows = [
+        (
+            percent(one.p),
+            one.text,
+            percent(one.neuron),
+            quantity(one.cett),
+            ratio(one.perplexity_ratio),
+            quantity(one.perplexity),
+            count(one.threshold_tokens),
         )
-    return Section("Quality", tuple(blocks))
+        for one in report.ppl_p
+    ]
+    tried = [
+        (percent(one.p), quantity(step.cett), percent(step.neuron), ratio(step.perplexity_ratio))
+        for one in report.ppl_p
+        for step in one.steps
+    ]
+    note = (
+        "Sparsing Law's metric (arXiv 2411.02335): the largest sparsity within the rise, with one "
+        "CETT for all layers. The model's own thresholds are lifted for it; neurons that its "
+        "activation makes 0 count. Such a mask needs gate and up of every neuron, so it skips rows "
+        "of down alone."
+    )
+    found = [table("Sparsity by PPL-p%", columns, rows, note=note)]
+    if tried:
+        names = ("allowed rise", "shared CETT", "neuron sparsity", "ratio to no mask")
+        found.append(table("PPL-p%: CETT tried, in order", names, tried, folded=True))
+    return found
 
 
 def _sparsity_section(report: EvaluationReport) -> Section:
     rows: list[tuple[Cell, ...]] = []
     scored = {text.name: text.tokens for text in report.texts}
     found = [(f"{m.text}, scored", scored[m.text], m.sparsity) for m in report.measurements]
-    found += [(f"{one.phase} alone", one.tokens, one.sparsity) for one in report.phases]
+    found += [(_PHASES[one.phase], one.tokens, one.sparsity) for one in report.phases]
     projections = list(dict.fromkeys(name for _, _, s in found for name in s.inputs))
     for name, tokens, sparsity in found:
         inputs = (percent(sparsity.inputs.get(projection)) for projection in projections)
@@ -137,7 +162,8 @@ def _sparsity_section(report: EvaluationReport) -> Section:
     return Section("Sparsity", (table("The three sparsities", columns, rows),))
 
 
-def _layer_section(layers: Sequence[Layer], firing: FiringRecipe | None) -> Section:
+def _layer_section(report: EvaluationReport) -> Section:
+    layers, firing = report.layers, report.firing
     figures = []
     sparsity_lines = [
         Line("realised", tuple(percent(layer.realised_sparsity) for layer in layers)),
@@ -145,6 +171,10 @@ def _layer_section(layers: Sequence[Layer], firing: FiringRecipe | None) -> Sect
     ]
     if all(layer.target_sparsity is None for layer in layers):
         sparsity_lines.pop()
+    generated = next((one.layers for one in report.phases if one.phase == "decode"), ())
+    if generated:
+        sparsity_lines.append(Line("generated tokens", tuple(map(percent, generated))))
+    ppl_p = [one for one in report.ppl_p if one.layers]
     projections = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
     title = "Neuron sparsity of each layer"
     figures.append(
@@ -175,14 +205,17 @@ def _layer_section(layers: Sequence[Layer], firing: FiringRecipe | None) -> Sect
             count(layer.layer),
             percent(layer.target_sparsity),
             percent(layer.realised_sparsity),
+            percent(generated[layer.layer] if generated else None),
             quantity(layer.cett),
             *(percent(layer.inputs.get(name)) for name in projections),
+            *(percent(one.layers[layer.layer]) for one in ppl_p),
         )
         for layer in layers
     ]
     columns = (
-        "layer", "target sparsity", "realised sparsity", "CETT",
+        "layer", "target sparsity", "realised sparsity", "generated tokens", "CETT",
         *(f"inputs of {name}" for name in projections),
+        *(f"sparsity by PPL-{100 * one.p:g}%" for one in ppl_p),
     )  # fmt: skip
     return Section("Layers", (*gallery(figures), table("Layers", columns, rows, folded=True)))
 
@@ -191,7 +224,7 @@ def _threshold_section(layers: Sequence[Layer]) -> Section:
     figures, tables = [], []
     for name in dict.fromkeys(name for layer in layers for name in layer.thresholds):
         rows = [layer.thresholds.get(name) for layer in layers]
-        what = "gate values" if name == "gate" else f"inputs of {name}"
+        what = "gate activations" if name == "neurons" else f"inputs of {name}"
         title = f"Thresholds on {what}"
         drawn = fan_plot(title, "threshold", rows, is_share=False)
         figures.append(Figure(title, drawn, FAN_LEGEND))
@@ -226,8 +259,8 @@ def _firing_section(layers: Sequence[Layer], recipe: FiringRecipe) -> Section:
     columns = ("layer", "dead", "hot", "mean fired", "standard deviation", *_QUANTILE_NAMES)
     facts = table(
         "What was counted",
-        ("tokens", "hot from"),
-        [(count(recipe.tokens), percent(recipe.hot_from))],
+        ("tokens", "context", "hot from"),
+        [(count(recipe.tokens), count(recipe.context), percent(recipe.hot_from))],
         note="Dead neurons never fired; hot ones fired for at least that share of the tokens. "
         "The columns after the standard deviation are quantiles over tokens.",
     )
@@ -250,8 +283,15 @@ def _firing_row(layer: int, firing: Firing) -> tuple[Cell, ...]:
 
 def _task_section(report: EvaluationReport) -> Section:
     rows = [
-        (one.task, one.metric, *task_cells(one), count(one.few_shot), count(one.examples))
+        (one.task, one.metric, *task_cells(one), count(one.few_shot), count(one.examples), one.data)
         for one in report.tasks
     ]
-    columns = ("task", "metric", "value ± standard error", "few-shot examples", "examples")
+    columns = (
+        "task", "metric", "value ± standard error", "few-shot examples", "examples", "data",
+    )  # fmt: skip
     return Section("Tasks", (table("Tasks", columns, rows),))
+
+
+def _answer_section(report: EvaluationReport) -> Section:
+    rows = [(one.side, one.prompt, one.answer) for one in report.answers]
+    return Section("Answers", (table("Answers", ("side", "prompt", "answer"), rows),))

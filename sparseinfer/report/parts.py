@@ -15,7 +15,7 @@ class ModelFacts(Part):
     """Which model, and how it was held."""
 
     name: Text
-    """What the user gave: alias, hub id or path."""
+    """Short: an alias, or the last part of a hub id or path."""
     parent: Text | None = None
     """The dense model it was converted from or is compared with."""
     family: Text
@@ -139,11 +139,16 @@ class TaskResult(Part):
 
     task: Text
     metric: Text
-    higher_is_better: bool = True
+    """lm-eval's name; in brackets the filter that answers went through, where there is one."""
+    higher_is_better: bool | None = None
+    """Null where lm-eval does not say."""
     value: Quantity
     standard_error: Quantity = None
-    examples: int = Field(gt=0)
+    examples: int | None = Field(default=None, gt=0)
+    """Null where lm-eval does not count them: in some groups of tasks."""
     few_shot: int = Field(default=0, ge=0)
+    data: Text = ""
+    """Where the examples come from."""
 
 
 class Spread(Part):

@@ -207,17 +207,38 @@ def test_generate_is_repeatable_for_a_seed(cli, make_model):
 # ---- eval
 
 
-def test_eval_prints_json_and_writes_the_report(cli, converted, prose_file, tmp_path):
-    options = ["--text", prose_file, "--tokens", "200", "--report", tmp_path / "new" / "report"]
+@pytest.fixture
+def other_text(tmp_path):
+    """Prose that `converted` was not calibrated on."""
+    from pydoc_data.topics import topics
+
+    path = tmp_path / "other.txt"
+    path.write_text("\n\n".join(topics[name] for name in sorted(topics)[-12:])[:4000], "utf-8")
+    return path
+
+
+def test_eval_prints_json_and_writes_the_report(cli, converted, other_text, tmp_path):
+    folder = tmp_path / "new" / "report"
+    options = ["--text", other_text, "--tokens", "200", "--report", folder]
     content = cli("eval", converted, *options, "--json").json
-    assert content["recipe"]["text"] == str(prose_file)
-    assert content["comparison"]["perplexity"] > 0
-    assert len(content["layer_sparsity"]) == 3
-    written = json.loads((tmp_path / "new" / "report" / "report.json").read_text())
-    assert written["perplexity"] == content["perplexity"]
-    markdown = (tmp_path / "new" / "report" / "report.md").read_text()
-    assert "perplexity" in markdown
-    assert listing(tmp_path / "new" / "report") == ["report.json", "report.md"]
+    assert content == json.loads((folder / "report.json").read_text("utf-8"))
+    assert content["kind"] == "evaluation"
+    assert content["texts"][0]["name"] == str(other_text)
+    assert content["measurements"][0]["quality"]["dense"]["perplexity"] > 0
+    assert len(content["layers"]) == 3
+    assert "perplexity" in (folder / "report.md").read_text("utf-8")
+    assert (folder / "report.html").read_text("utf-8").startswith("<!doctype html>")
+    assert listing(folder) == ["report.html", "report.json", "report.md"]
+
+
+def test_eval_names_where_the_report_is_and_what_to_know_of_it(
+    cli, converted, prose_file, tmp_path
+):
+    options = ["--text", prose_file, "--tokens", "50", "--report", tmp_path / "report"]
+    result = cli("eval", converted, *options, "--allow-same-text")
+    assert (result.code, result.err) == (0, "")
+    assert str(tmp_path / "report" / "report.html") in result.out
+    assert "The model was calibrated on" in result.out
 
 
 def test_eval_without_a_parent_says_so(cli, make_model, prose_file):
@@ -229,8 +250,8 @@ def test_eval_without_a_parent_says_so(cli, make_model, prose_file):
     assert "CETT" in result.out
 
 
-def test_eval_prints_the_interval_of_the_ratio(cli, converted, prose_file):
-    options = ["--text", prose_file, "--tokens", "200", "--context", "50", "--firing-tokens", "0"]
+def test_eval_prints_the_interval_of_the_ratio(cli, converted, other_text):
+    options = ["--text", other_text, "--tokens", "200", "--context", "50", "--firing-tokens", "0"]
     result = cli("eval", converted, *options)
     assert (result.code, result.err) == (0, "")
     assert "95% interval" in result.out

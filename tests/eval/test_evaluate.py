@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -13,9 +12,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from sparseinfer.errors import ConfigError, NumericalError, OutputError, SourceError
+from sparseinfer.errors import ConfigError, NumericalError, SourceError
 from sparseinfer.eval import evaluate
-from sparseinfer.eval.report import evaluation_json, evaluation_markdown, write_report
 from sparseinfer.packed.pipeline import pack_model
 from sparseinfer.tokenizer import load_tokenizer
 
@@ -143,7 +141,6 @@ def test_a_parent_that_is_gone_leaves_the_comparison_out_and_says_so(orphan, sho
     assert found.comparison is None
     assert str(parent) in found.no_comparison_because
     assert "\n" not in found.no_comparison_because
-    assert "left out" in evaluation_markdown(found)
     again = evaluate(str(child), text=short_text, tokens=50, parent=str(moved), threads=1)
     assert again.perplexity == found.perplexity
     assert again.comparison.parent == "moved"
@@ -229,71 +226,6 @@ def test_progress_reaches_its_total(dense, short_text):
         assert {one[2] for one in calls if one[0] == what} == {len(done)}
 
 
-@pytest.fixture(scope="module")
-def evaluation(sparse, short_text):
-    return evaluate(str(sparse), text=short_text, tokens=100, context=40, threads=1)
-
-
-def test_reports_hold_the_values_as_json_and_as_markdown(evaluation, tmp_path):
-    folder = tmp_path / "new" / "report"
-    markdown = evaluation_markdown(evaluation)
-    write_report(folder, "eval", evaluation_json(evaluation), markdown)
-    assert sorted(path.name for path in folder.iterdir()) == ["eval.json", "eval.md"]
-    stored = json.loads((folder / "eval.json").read_text("utf-8"))
-    assert stored["report_version"] == 2
-    assert stored["versions"]["torch"] == torch.__version__
-    assert stored["perplexity"] == evaluation.perplexity
-    assert stored["comparison"]["kl"] == evaluation.comparison.kl
-    assert stored["layer_sparsity"] == list(evaluation.layer_sparsity)
-    assert stored["sparsities"]["model_bytes"] == evaluation.sparsities.model_bytes
-    assert stored["recipe"]["text_sha256"] == evaluation.recipe.text_sha256
-    assert stored["record"]["method"] == "chess"
-    assert stored["comparison"]["interval"]["low"] == evaluation.comparison.interval.low
-    assert stored["decode"]["tokens"] == evaluation.decode.tokens == 4 * 63
-    assert stored["firing"]["layers"][2]["rates"] == list(evaluation.firing.layers[2].rates)
-    assert stored["threshold_deciles"] == [list(layer) for layer in evaluation.threshold_deciles]
-    assert stored["tasks"] is None
-    assert stored["ppl_p"] is None
-    assert (folder / "eval.md").read_text("utf-8") == markdown
-    for value in (
-        f"{evaluation.perplexity:.3f}",
-        f"{evaluation.bits_per_byte:.4f}",
-        f"{evaluation.comparison.perplexity_ratio:.4f}",
-        f"{evaluation.comparison.kl:.4f}",
-        f"{evaluation.comparison.top1_agreement:.4f}",
-        f"{evaluation.sparsities.neuron:.4f}",
-        f"{evaluation.sparsities.ffn_bytes:.4f}",
-        f"{evaluation.sparsities.model_bytes:.4f}",
-        f"{evaluation.layer_sparsity[2]:.4f}",
-        f"{evaluation.record.calibration.layer_sparsity[2]:.4f}",
-        f"{evaluation.comparison.interval.low:.4f} to {evaluation.comparison.interval.high:.4f}",
-        f"{evaluation.decode.sparsities.neuron:.4f}",
-        f"{evaluation.firing.layers[2].cett:.4f}",
-        f"{evaluation.firing.layers[2].active_std:.4f}",
-        evaluation.recipe.text_sha256,
-        "neuron sparsity",
-        "FFN byte sparsity",
-        "model byte sparsity",
-    ):
-        assert value in markdown
-
-
-def test_a_report_replaces_the_one_before(evaluation, tmp_path):
-    write_report(tmp_path, "eval", {"old": True}, "old")
-    write_report(tmp_path, "eval", evaluation_json(evaluation), "new")
-    assert "old" not in json.loads((tmp_path / "eval.json").read_text())
-    assert (tmp_path / "eval.md").read_text() == "new"
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OutputError, match="cannot write the report") as refused:
-            write_report(folder, "eval", {}, "")
-        assert "\n" not in str(refused.value)
-
-
 def test_the_interval_is_that_of_the_windows_differences(dense, sparse, short_text):
     found = evaluate(str(sparse), text=short_text, context=60, threads=1)
     log_p, targets = _scored(sparse, short_text, 60, 60)
@@ -317,7 +249,6 @@ def test_a_text_of_one_window_has_no_interval(sparse, short_text):
     found = evaluate(str(sparse), text=short_text, tokens=50, threads=1)
     assert found.comparison.interval is None
     assert "one window" in found.comparison.no_interval_because
-    assert "one window" in evaluation_markdown(found)
 
 
 def test_prompts_and_generated_text_are_counted_apart(sparse, short_text):
@@ -341,8 +272,8 @@ def test_firing_rates_are_those_that_the_engine_realises(sparse, short_text):
         assert layer.active_mean == pytest.approx(1 - realised, abs=2e-3)
         assert 0 < layer.cett < 1
     assert found.no_firing_because == ""
-    assert len(found.threshold_deciles) == 3
-    for layer in found.threshold_deciles:
+    assert len(found.threshold_deciles["neurons"]) == 3
+    for layer in found.threshold_deciles["neurons"]:
         assert list(layer) == sorted(layer)
         assert 0 < layer[0] < layer[10]
 
@@ -350,8 +281,8 @@ def test_firing_rates_are_those_that_the_engine_realises(sparse, short_text):
 def test_watching_can_be_left_out(dense, short_text):
     found = evaluate(str(dense), text=short_text, tokens=50, firing_tokens=0, threads=1)
     assert found.firing is None
-    assert "not asked for" in evaluation_markdown(found)
-    assert found.threshold_deciles == ()
+    assert found.no_firing_because == "not asked for"
+    assert found.threshold_deciles == {}
 
 
 def test_a_packed_model_is_not_watched_and_says_so(sparse, short_text, tmp_path):
@@ -368,7 +299,15 @@ def test_a_packed_model_is_not_watched_and_says_so(sparse, short_text, tmp_path)
 def test_two_runs_are_the_same(model, short_text, request):
     folder = request.getfixturevalue(model)
     first, second = (
-        evaluation_json(evaluate(str(folder), text=short_text, tokens=200, threads=1))
-        for _ in range(2)
+        evaluate(str(folder), text=short_text, tokens=200, threads=1) for _ in range(2)
     )
     assert first == second
+    assert list(first.timing.seconds) == ["loading", "scoring", "decoding", "watching neurons"]
+
+
+def test_a_text_that_was_calibrated_on_is_refused_unless_forced(sparse, prose_file):
+    options = {"text": str(prose_file), "tokens": 50, "threads": 1, "firing_tokens": 0}
+    with pytest.raises(ConfigError, match=r"calibrated on text .*--allow-same-text"):
+        evaluate(str(sparse), **options)
+    found = evaluate(str(sparse), allow_same_text=True, **options)
+    assert found.recipe.text_sha256 == found.record.calibration.text_sha256

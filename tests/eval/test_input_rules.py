@@ -8,7 +8,6 @@ import torch
 from sparseinfer.engine import load
 from sparseinfer.eval import evaluate
 from sparseinfer.eval.masked_layer import rules_of
-from sparseinfer.eval.report import evaluation_json, evaluation_markdown
 
 CASES = {
     "all inputs": {"projections": ("q", "k", "v", "o", "gate", "up", "down")},
@@ -36,7 +35,10 @@ def test_single_layers_do_what_the_engine_does(make_sparse, short_text, case):
         assert (one.cett > 0.01) == (case not in ("shifted", "stage 2"))
     if case == "top-k":
         assert all(layer.active_deciles == (30 / 112,) * 11 for layer in found.firing.layers)
-    assert "input_density" in evaluation_json(found)["decode"]
+    assert set(found.decode.input_density) == set(rules.inputs)
+    assert found.input_density == found.prefill.input_density
+    named = {"neurons"} if CASES[case].get("gate_threshold") else set()
+    assert set(found.threshold_deciles) == named | set(rules.inputs)
 
 
 def test_the_sparsity_at_a_rise_of_perplexity(dense, short_text):
@@ -55,8 +57,7 @@ def test_a_models_own_thresholds_are_lifted_for_it(dense, sparse, short_text):
     of_sparse = evaluate(str(sparse), text=short_text, ppl_p=0.05, threads=1)
     assert of_sparse.ppl_p == of_dense.ppl_p
     assert of_sparse.perplexity != of_dense.perplexity
-    assert "## PPL-5% sparsity" in evaluation_markdown(of_sparse)
-    assert len(of_sparse.threshold_deciles) == 3
+    assert len(of_sparse.threshold_deciles["neurons"]) == 3
 
 
 def test_zeros_of_a_relu_count(make_sparse, short_text):

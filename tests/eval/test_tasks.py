@@ -16,7 +16,7 @@ from sparseinfer.engine import load
 from sparseinfer.errors import ConfigError, NumericalError, SourceError, UnsupportedError
 from sparseinfer.eval import evaluate
 from sparseinfer.eval import tasks as tasks_module
-from sparseinfer.eval.report import evaluation_json, evaluation_markdown
+from sparseinfer.eval.report import evaluation_report
 from sparseinfer.eval.tasks import open_tasks, run_tasks
 from sparseinfer.sources import task_sets
 from sparseinfer.tokenizer import load_tokenizer
@@ -251,7 +251,7 @@ def test_every_task_at_hand_runs(sparse, name):
     )
     assert result.scores
     assert {score.examples for score in result.scores} == {2}
-    assert 0.2 < result.sparsities.neuron < 0.8
+    assert 0.2 < result.sparsity.sparsities.neuron < 0.8
     assert [done for _, done, _ in calls] == list(range(1, calls[-1][2] + 1))
 
 
@@ -264,9 +264,9 @@ def test_several_tasks_at_once_in_reports(sparse, short_text):
     assert [(score.task, score.metric) for score in found.tasks.scores] == [
         ("piqa", "acc"), ("piqa", "acc_norm"), ("arc_easy", "acc"), ("arc_easy", "acc_norm"),
     ]  # fmt: skip
-    content = evaluation_json(found)
-    assert content == evaluation_json(again)
-    harness = json.loads(json.dumps(content["tasks"]["harness"]))
+    assert found == again
+    content = evaluation_report(found).model_dump(mode="json")
+    harness = json.loads(json.dumps(content["harness"]))
     assert harness["results"]["piqa"]["acc,none"] == found.tasks.scores[0].value
     assert harness["n-samples"]["arc_easy"] == {"original": 5, "effective": 3}
     assert harness["config"]["limit"] == 3
@@ -274,16 +274,25 @@ def test_several_tasks_at_once_in_reports(sparse, short_text):
     assert "lm_eval_version" in harness
     assert not {"date", "pretty_env_info", "git_hash", "samples"} & set(harness)
     assert "site-packages" not in json.dumps(harness)
-    markdown = evaluation_markdown(found)
     score = found.tasks.scores[3]
-    assert f"| arc_easy | acc_norm | {score.value:.4f} | {score.stderr:.4f} | 3 |" in markdown
+    assert content["tasks"][3] == {
+        "task": "arc_easy", "metric": "acc_norm", "higher_is_better": True, "value": score.value,
+        "standard_error": score.stderr, "examples": 3, "few_shot": 0, "data": score.data,
+    }  # fmt: skip
+    tokens = next(one for one in content["phases"] if one["phase"] == "tasks")
+    assert tokens["tokens"] == found.tasks.sparsity.tokens > 0
+    assert tokens["sparsity"]["neuron"] == found.tasks.sparsity.sparsities.neuron
+    assert content["provenance"]["seed"] == 0
+    assert content["provenance"]["settings"]["tasks"] == list(names)
+    assert content["provenance"]["versions"]["lm_eval"] == harness["lm_eval_version"]
+    assert any("first 3 examples" in one for one in content["warnings"])
 
 
 def test_tasks_do_not_change_what_else_is_measured(sparse, short_text):
     options = {"text": short_text, "tokens": 60, "threads": 1}
     plain = evaluate(str(sparse), **options)
     beside = evaluate(str(sparse), tasks=["piqa"], limit=1, **options)
-    assert replace(beside, tasks=None) == plain
+    assert replace(beside, tasks=None, provenance=plain.provenance) == plain
 
 
 @pytest.mark.parametrize("limit", [0, -3])

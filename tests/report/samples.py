@@ -151,7 +151,7 @@ def layers(seed: int = 0) -> list[dict[str, Any]]:
                 "target_sparsity": 0.5,
                 "realised_sparsity": 0.5 + 0.04 * math.sin(layer / 3) + draw.gauss(0, 0.01),
                 "cett": 0.18 + 0.004 * layer + draw.gauss(0, 0.01),
-                "thresholds": {"gate": _distribution(thresholds)},
+                "thresholds": {"neurons": _distribution(thresholds)},
                 "firing": {
                     "dead": 0.004 * (layer % 4),
                     "hot": 0.31 - 0.005 * layer,

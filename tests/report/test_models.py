@@ -21,7 +21,7 @@ def _firing(**changes):
 
 
 def _thresholds(values):
-    return {"gate": {"min": values[0], "deciles": values[1:10], "max": values[10]}}
+    return {"neurons": {"min": values[0], "deciles": values[1:10], "max": values[10]}}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,10 @@ def _thresholds(values):
         ({"layers": _layers(firing=_firing(heatmap=[0.5]))}, "differ in length"),
         ({"layers": _layers(firing=_firing(dead=math.nan))}, "dead"),
         ({"layers": _layers(thresholds=_thresholds([0.3, *[0.2] * 10]))}, "ascending"),
-        ({"layers": _layers(thresholds={"gate": {"min": 0, "deciles": [1], "max": 2}})}, "deciles"),
+        (
+            {"layers": _layers(thresholds={"neurons": {"min": 0, "deciles": [1], "max": 2}})},
+            "deciles",
+        ),
         ({"firing": None}, "need `firing`"),
         ({"conversion": {"record": {}, "search": samples.search() | {"chosen": 15}}}, "chosen 15"),
         ({"timing": samples.timing() | {"seconds": {"scoring": -1}}}, "seconds"),
@@ -78,7 +81,7 @@ def test_a_speed_below_its_minimum_is_refused():
 def test_infinite_thresholds_are_allowed_and_null():
     values = [*[0.1] * 9, math.inf, math.inf]
     found = samples.evaluation(layers=_layers(thresholds=_thresholds(values)))
-    gate = found.layers[3].thresholds["gate"]
+    gate = found.layers[3].thresholds["neurons"]
     assert gate.deciles == (*[0.1] * 8, None)
     assert gate.max is None
 

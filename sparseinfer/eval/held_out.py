@@ -1,0 +1,29 @@
+"""Whether a text is held out from what a model's thresholds were chosen on."""
+
+from __future__ import annotations
+
+from sparseinfer.config import SparsityRecord
+from sparseinfer.errors import ConfigError
+from sparseinfer.sources import Text
+
+
+def seen_as(record: SparsityRecord | None, text_sha256: str) -> str:
+    """What a text was to a conversion: `calibrated on`, `searched on`, or nothing."""
+    if record and record.calibration and record.calibration.text_sha256 == text_sha256:
+        return "calibrated on"
+    if record and record.budget and record.budget.text_sha256 == text_sha256:
+        return "searched on"
+    return ""
+
+
+def check_held_out(record: SparsityRecord | None, text: Text) -> None:
+    """
+    Raises:
+        ConfigError: the model was calibrated on this text, or its budget searched on it.
+    """
+    seen = seen_as(record, text.sha256)
+    if seen:
+        raise ConfigError(
+            f"the model was {seen} text {text.name}: what is measured on it is not held out; give "
+            "another --text, or --allow-same-text"
+        )
