@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import typer
 
 from sparseinfer.cli.bench import bench
+from sparseinfer.cli.compare import compare
 from sparseinfer.cli.convert import convert
 from sparseinfer.cli.demo import demo
 from sparseinfer.cli.evaluate import evaluate
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(convert)
+app.command()(compare)
 app.command()(pack)
 app.command()(generate)
 app.command(name="eval")(evaluate)

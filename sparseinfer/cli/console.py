@@ -63,6 +63,18 @@ def fraction(text: str, option: str) -> float:
         raise ConfigError(f"{option} {text!r} is not a fraction; write 1% or 0.01") from None
 
 
+def names_in(text: str, option: str, example: str) -> tuple[str, ...]:
+    """A list separated by commas.
+
+    Raises:
+        ConfigError: nothing is in it.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise ConfigError(f"{option} is empty; give a list such as {example}")
+    return names
+
+
 def print_json(content: Any) -> None:
     """One JSON object on one line."""
     typer.echo(strict_json.dumps(content))
@@ -97,3 +109,25 @@ def percent(fraction: float) -> str:
 
 def megabytes(count: float) -> str:
     return f"{count / 1e6:,.1f} MB"
+
+
+def print_columns(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table with a header on stdout. Where stdout is no terminal columns are as wide as their
+    cells and nothing is wrapped."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+        typer.echo(title)
+        for row in (columns, *rows):
+            cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+            typer.echo("  ".join(cells).rstrip())
+        return
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -15,6 +15,7 @@ from sparseinfer.cli.console import (
     WEIGHTS_HELP,
     fraction,
     megabytes,
+    names_in,
     percent,
     print_json,
     print_table,
@@ -81,7 +82,7 @@ def evaluate(
         raise ConfigError(f"--by {by} is not one of prefill, decode")
     if limit is not None and not tasks:
         raise ConfigError("--limit is a number of examples of --tasks; give those too")
-    names = _listed(tasks)
+    names = names_in(tasks, "--tasks", "arc_easy,piqa") if tasks is not None else ()
     rise = None if ppl_p is None else fraction(ppl_p, "--ppl-p")
     from sparseinfer.eval import evaluate as run
     from sparseinfer.eval.report import evaluation_report
@@ -119,13 +120,6 @@ def evaluate(
     if report is not None:
         rows.append(("report", str(report / "report.html")))
     print_table(f"Evaluation of {result.model.name}", rows)
-
-
-def _listed(tasks: str | None) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
-    if tasks is not None and not names:
-        raise ConfigError("--tasks is empty; give names such as arc_easy,piqa")
-    return names
 
 
 def _rows(result: Evaluation) -> list[tuple[str, str]]:

@@ -70,5 +70,14 @@ class MethodOptions:
                 raise ConfigError(f"{method} takes no {_flag(name)}")
 
 
+def check_seed(seed: int) -> None:
+    """
+    Raises:
+        ConfigError: a seed that generators do not take.
+    """
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise ConfigError(f"seed {seed} does not fit into 64 bits")
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")

@@ -37,7 +37,7 @@ from sparseinfer.convert.curve import LayerCurve
 from sparseinfer.convert.masks import Masks
 from sparseinfer.convert.method import Method
 from sparseinfer.convert.methods import choose_method
-from sparseinfer.convert.options import MethodOptions
+from sparseinfer.convert.options import MethodOptions, check_seed
 from sparseinfer.convert.search import OpenProbe, SearchOptions, plan_search
 from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.formats import WeightFormats
@@ -224,8 +224,7 @@ def _check(
                     f"{flag} belongs to a calibration, and {method.name} needs none"
                     + (" without --sparsity" if method.curve else "")
                 )
-    if not -(1 << 63) <= seed < 1 << 63:
-        raise ConfigError(f"seed {seed} does not fit into 64 bits")
+    check_seed(seed)
     if calibration_tokens is not None and calibration_tokens < 1:
         raise ConfigError(f"calibration tokens {calibration_tokens} is not a positive number")
     if dtype not in ("auto", "fp32", "bf16"):

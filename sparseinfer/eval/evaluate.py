@@ -139,7 +139,7 @@ def evaluate(
             raise ConfigError(
                 f"PPL-p needs a checkpoint: give the one that {source.path} was packed from"
             )
-        context = _context(context, source)
+        context = choose_context(context, source)
         tokenizer = load_tokenizer(source.path)
         loaded_text = load_text(text)
         if not allow_same_text:
@@ -256,7 +256,12 @@ def _parent_name(source: Checkpoint | Packed) -> str | None:
     return source.record.parent.reference.rpartition("/")[2] if source.record else None
 
 
-def _context(requested: int | None, source: Checkpoint | Packed) -> int:
+def choose_context(requested: int | None, source: Checkpoint | Packed) -> int:
+    """Tokens of a window.
+
+    Raises:
+        ConfigError: more than the model's context, or fewer than 2.
+    """
     longest = source.config.context_length
     if requested is None:
         return min(DEFAULT_CONTEXT, longest)

@@ -61,6 +61,8 @@ class TaskResults:
 class OpenTasks:
     """Tasks of lm-eval with their examples loaded."""
 
+    names: tuple[str, ...]
+    """As asked for, each once."""
     loaded: Sequence[Any]
     """lm-eval's `Task` and `Group` objects."""
     manager: Any
@@ -103,7 +105,7 @@ def open_tasks(names: Sequence[str], limit: int | None = None) -> OpenTasks:
                 loaded += _load(manager, name, str(write_definition(name, Path(folder))))
             else:
                 loaded += _load(manager, name, name)
-    return OpenTasks(loaded, manager, limit)
+    return OpenTasks(unique, loaded, manager, limit)
 
 
 def run_tasks(

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from sparseinfer.report.parts import Conversion, Head, Measurement, TaskResult, Timing
 from sparseinfer.report.values import Part, Text
 
-TargetKind = Literal["neuron", "ffn_bytes", "model_bytes", "budget"]
+TargetKind = Literal["neuron", "projections", "ffn_bytes", "model_bytes", "budget"]
 
 
 class ComparisonPoint(Part):
@@ -19,7 +19,8 @@ class ComparisonPoint(Part):
     target: float | None = None
     """What was asked for; null for the dense model."""
     target_kind: TargetKind | None = None
-    """What `target` counts: one of the three sparsities, or the allowed rise of perplexity."""
+    """What `target` counts: one of the three sparsities, the weights of a layer's seven projections
+    that are not read, or the allowed rise of perplexity."""
     bound: bool = False
     """A limit to compare with, which no engine can run: the oracle."""
     measurements: tuple[Measurement, ...] = Field(min_length=1)

@@ -26,6 +26,7 @@ from sparseinfer.report.svg import Axis, Scale, number_tick, percent_tick
 
 _KINDS: dict[TargetKind, str] = {
     "neuron": "of neurons",
+    "projections": "of projections",
     "ffn_bytes": "of FFN bytes",
     "model_bytes": "of model bytes",
     "budget": "rise allowed",

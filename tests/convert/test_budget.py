@@ -37,7 +37,9 @@ class KnownModel:
     def rises(self, masks) -> tuple[list[float], list[float]]:
         thresholds = masks.gate or [torch.zeros(1)] * LAYERS
         sparsity = [float((torch.arange(1, 1001) / 1000 < t).float().mean()) for t in thresholds]
-        return sparsity, [c * math.log1p(-s) ** 2 for c, s in zip(self.costs, sparsity, strict=True)]
+        return sparsity, [
+            c * math.log1p(-s) ** 2 for c, s in zip(self.costs, sparsity, strict=True)
+        ]
 
     def measure(self, masks, windows) -> Measurement:
         self.runs += 1
