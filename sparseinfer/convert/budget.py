@@ -32,8 +32,8 @@ LANDING = 0.8
 LEAST = 0.01
 """Mean sparsity below which a result is none."""
 
-SENSITIVITY_SPARSITIES = (0.5, 0.8)
-
+_SHALLOWEST = 0.3
+"""Least sparsity at which single layers are tried: with less there is too little to see."""
 _FIRST = 0.3
 """Mean sparsity that is tried first."""
 _STEPS = 12
@@ -168,10 +168,11 @@ class _Search:
 
     def try_allocation(self, name: str) -> None:
         """Turns the knob of one allocation towards the budget."""
-        allocation = self._allocation(name)
+        begin = self.best.mean_sparsity if self.best else _FIRST
+        allocation = self._allocation(name, begin)
         low, high = 0.0, 1.0
         known: list[Step] = []
-        knob = _knob_of(allocation, self.best.mean_sparsity if self.best else _FIRST)
+        knob = _knob_of(allocation, begin)
         beaten = self.best is not None
         for done in range(_STEPS):
             step = self._try(name, knob, tuple(allocation(knob)))
@@ -209,22 +210,25 @@ class _Search:
     def _within(self, step: Step) -> bool:
         return step.perplexity_ratio <= 1 + self._budget
 
-    def _allocation(self, name: str) -> Allocation:
+    def _allocation(self, name: str, mean: float) -> Allocation:
         makers: Mapping[str, Callable[[], Allocation]] = {
             "uniform": lambda: uniform(len(self._curves)),
             "cett": lambda: shared_cett([curve.output_error for curve in self._curves]),
-            "sensitivity": lambda: by_sensitivity(self._rises()),
+            "sensitivity": lambda: by_sensitivity(self._rises(mean)),
         }
         return makers[name]()
 
-    def _rises(self) -> list[LossRise]:
-        """What sparsity costs in one layer at a time, by the divergence from the dense model: at
-        little text it is far less noisy than the loss. One window is enough."""
+    def _rises(self, mean: float) -> list[LossRise]:
+        """What sparsity costs in one layer at a time, at about the mean that is looked for and half
+        the way from there to 1, by the divergence from the dense model: at little text it is far
+        less noisy than the loss. One window is enough."""
+        shallow = max(mean, _SHALLOWEST)
+        tried = (shallow, (1 + shallow) / 2)
         layers = len(self._curves)
-        total, done, rises = layers * len(SENSITIVITY_SPARSITIES), 0, []
+        total, done, rises = layers * len(tried), 0, []
         for layer in range(layers):
             points = []
-            for sparsity in SENSITIVITY_SPARSITIES:
+            for sparsity in tried:
                 masks = _one_layer(self._curves, layer, sparsity)
                 points.append((sparsity, self._probe.kl(masks, self._windows[:1])))
                 done += 1
