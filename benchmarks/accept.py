@@ -39,6 +39,7 @@ from acceptance.conversion import (
 )
 from acceptance.decoding import batches, quantised_quality
 from acceptance.figure import Figure, not_measured
+from acceptance.methods import budgets, calibration_time, compared
 from acceptance.native import sanitizers
 from acceptance.packed import first_token, refusals, resident_memory
 from acceptance.speed import speed
@@ -59,6 +60,9 @@ CHECKS: dict[str, Callable[[Path], list[Figure]]] = {
     "quantised-quality": quantised_quality,
     "resident-memory": resident_memory,
     "first-token": first_token,
+    "compare": compared,
+    "budgets": budgets,
+    "calibration-time": calibration_time,
     "tasks": tasks,
     "sanitizers": sanitizers,
 }
