@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from sparseinfer.config import BudgetRecord, BudgetStep, TestRecord
+from sparseinfer import config as records
 from sparseinfer.convert import convert
 from sparseinfer.eval import evaluate
 from sparseinfer.eval.report import evaluation_report
@@ -223,14 +223,14 @@ def test_a_budget_search_arrives_as_model_bytes(found, dense):
     config = Checkpoint.open(dense).config
     exact = expected_sparsities(config, WeightFormats.of("fp32"), [0.0] * LAYERS)
     steps = tuple(
-        BudgetStep(allocation="uniform", knob=knob, perplexity_ratio=1 + knob / 10,
+        records.BudgetStep(allocation="uniform", knob=knob, perplexity_ratio=1 + knob / 10,
                    bytes_read=share * exact.bytes_per_token_dense, layer_sparsity=(knob,) * LAYERS)
         for knob, share in ((0.4, 0.75), (0.2, 0.875))
     )  # fmt: skip
-    budget = BudgetRecord(
+    budget = records.BudgetRecord(
         perplexity_rise=0.02, text="one", text_sha256="0", tokens=99, dense_perplexity=7.0,
         best=steps[1], trace=steps,
-        test=TestRecord(text="two", text_sha256="1", tokens=9, dense_perplexity=8.0,
+        test=records.TestRecord(text="two", text_sha256="1", tokens=9, dense_perplexity=8.0,
                         perplexity_ratio=1.03),
     )  # fmt: skip
     record = found.record.model_copy(update={"budget": budget})
