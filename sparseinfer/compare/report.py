@@ -65,7 +65,7 @@ def _point(point: Point, model: ModelFacts, recipe: Recipe) -> ComparisonPoint:
             method=subject.name,
             measurements=(found,),
             tasks=point.tasks,
-            conversion=conversion(record, point.config, None),
+            conversion=conversion(record),
         )
     return ComparisonPoint(method=DENSE, measurements=(found,), tasks=point.tasks)
 

@@ -190,7 +190,7 @@ def evaluate(
             resolved.name, source, running, parent=found.name if found else _parent_name(source)
         ),
         record=source.record,
-        conversion=_conversion(source),
+        conversion=conversion(source.record) if source.record else None,
         recipe=recipe,
         perplexity=perplexity(totals.nll, totals.tokens),
         bits_per_byte=totals.nll / math.log(2) / recipe.bytes_scored,
@@ -241,14 +241,6 @@ def _load(
     source: Checkpoint | Packed, weights: str, threads: int | None, huge_pages: bool
 ) -> Model:
     return Model(source, weights=weights, threads=threads, huge_pages=huge_pages, prefill=_PREFILL)
-
-
-def _conversion(source: Checkpoint | Packed) -> Conversion | None:
-    if source.record is None:
-        return None
-    # A packed artifact does not say in which type it was searched.
-    dtype = source.dtype if isinstance(source, Checkpoint) else None
-    return conversion(source.record, source.config, dtype)
 
 
 def _parent_name(source: Checkpoint | Packed) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sparseinfer.config import BudgetRecord, DTypeName, ModelConfig, SparsityRecord
+from sparseinfer.config import BudgetRecord, SparsityRecord
 from sparseinfer.eval.comparison import Comparison, RatioInterval
 from sparseinfer.eval.interval import CONFIDENCE
 from sparseinfer.eval.tasks import TaskResults
 from sparseinfer.eval.windows import Recipe
-from sparseinfer.formats import WeightFormats
 from sparseinfer.report.parts import (
     AgainstDense,
     Conversion,
@@ -22,7 +21,7 @@ from sparseinfer.report.parts import (
     TaskResult,
     TextRecipe,
 )
-from sparseinfer.sparsity import Sparsities, expected_sparsities
+from sparseinfer.sparsity import Sparsities
 
 
 def text_recipe(recipe: Recipe) -> TextRecipe:
@@ -102,26 +101,15 @@ def task_results(found: TaskResults) -> tuple[TaskResult, ...]:
     )
 
 
-def conversion(
-    record: SparsityRecord, config: ModelConfig, converted_as: DTypeName | None
-) -> Conversion:
-    """Where a model's thresholds come from.
-
-    Args:
-        converted_as: type of the weights that a budget search ran on, which its bytes are of; None
-            where that is not known, which leaves the search to the record.
-    """
-    search = record.budget
+def conversion(record: SparsityRecord) -> Conversion:
+    """Where a model's thresholds come from."""
     return Conversion(
         record=record.model_dump(mode="json"),
-        search=_search(search, config, converted_as) if search and converted_as else None,
+        search=_search(record.budget) if record.budget else None,
     )
 
 
-def _search(found: BudgetRecord, config: ModelConfig, dtype: DTypeName) -> Search:
-    formats = WeightFormats.of("fp32" if dtype == "fp32" else "bf16")
-    nothing = [0.0] * config.num_layers
-    dense = expected_sparsities(config, formats, nothing).bytes_per_token_dense
+def _search(found: BudgetRecord) -> Search:
     return Search(
         budget=found.perplexity_rise,
         text=found.text,
@@ -130,7 +118,7 @@ def _search(found: BudgetRecord, config: ModelConfig, dtype: DTypeName) -> Searc
             SearchStep(
                 allocation=step.allocation,
                 parameter=step.knob,
-                model_bytes=1 - step.bytes_read / dense,
+                model_bytes=step.model_byte_sparsity,
                 perplexity_ratio=step.perplexity_ratio,
             )
             for step in found.trace

@@ -27,7 +27,7 @@ def refuse(fails, prose_file, tmp_path, monkeypatch):
         options = {
             "inspect": [],
             "generate": ["hello", "--raw", "--max-tokens", "1"],
-            "eval": ["--text", prose_file, "--tokens", "50"],
+            "eval": ["--text", prose_file, "--tokens", "50", "--allow-same-text"],
             "convert": ["--act", "relu"],
         }[command]
         message = fails(command, model, *options, *more)

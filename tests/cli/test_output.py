@@ -7,7 +7,9 @@ import json
 import shutil
 import signal
 import sys
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from sparseinfer.checkpoint import Checkpoint
@@ -15,6 +17,7 @@ from sparseinfer.errors import CheckpointError
 
 from .conftest import listing
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 COMMANDS = ["convert", "generate", "eval", "serve", "inspect", "demo"]
 
 
@@ -227,8 +230,22 @@ def test_eval_prints_json_and_writes_the_report(cli, converted, other_text, tmp_
     assert content["measurements"][0]["quality"]["dense"]["perplexity"] > 0
     assert len(content["layers"]) == 3
     assert "perplexity" in (folder / "report.md").read_text("utf-8")
-    assert (folder / "report.html").read_text("utf-8").startswith("<!doctype html>")
+    assert (folder / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
     assert listing(folder) == ["report.html", "report.json", "report.md"]
+
+
+def test_two_runs_of_eval_differ_in_timing_alone(cli, converted, other_text, tmp_path):
+    options = ["--text", other_text, "--context", "64", "--ppl-p", "5%"]
+    contents = []
+    for name in ("first", "second"):
+        assert cli("eval", converted, *options, "--report", tmp_path / name).code == 0
+        contents.append(json.loads((tmp_path / name / "report.json").read_text("utf-8")))
+        jsonschema.validate(contents[-1], json.loads(SCHEMA.read_text("utf-8")))
+    timings = [content.pop("timing") for content in contents]
+    assert contents[0] == contents[1]
+    assert timings[0] != timings[1]
+    assert contents[0]["firing"]["tokens"] > 0
+    assert contents[0]["ppl_p"][0]["steps"]
 
 
 def test_eval_names_where_the_report_is_and_what_to_know_of_it(

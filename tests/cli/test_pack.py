@@ -90,15 +90,17 @@ def test_an_artifact_keeps_its_type(fails, artifact, command, weights):
 
 
 def test_eval_compares_a_packed_model_with_its_parent(cli, artifact, make_model, prose_file):
-    common = ["--text", prose_file, "--tokens", 200, "--context", 64, "--json"]
+    common = ["--text", prose_file, "--allow-same-text", "--tokens", 200, "--context", 64, "--json"]
     found = cli("eval", artifact, *common).json
-    assert found["weights"] == "int8"
-    assert found["record"]["method"] == "chess"
-    assert found["comparison"]["parent"] == "tiny-llama"
-    assert found["comparison"]["weights"] == "fp32"
+    assert found["model"]["weights"] == "int8"
+    assert found["conversion"]["record"]["method"] == "chess"
+    quality = found["measurements"][0]["quality"]
+    assert (quality["dense"]["parent"], quality["dense"]["weights"]) == ("tiny-llama", "fp32")
+    assert any("held in fp32, the model in int8" in one for one in found["warnings"])
+    assert "packed" in found["no_firing_because"]
     again = cli("eval", artifact, *common, "--weights", "int8", "--huge-pages").json
-    assert again["comparison"]["weights"] == "int8"
-    assert again["perplexity"] == found["perplexity"]
+    assert again["measurements"][0]["quality"]["dense"]["weights"] == "int8"
+    assert again["measurements"][0]["quality"]["perplexity"] == quality["perplexity"]
 
 
 def test_eval_compares_a_packed_dense_model_with_what_was_packed(
@@ -164,10 +166,10 @@ def test_an_artifact_is_not_converted(fails, artifact, tmp_path):
 
 def test_a_parent_may_be_packed(cli, artifact, converted, make_model, prose_file, tmp_path):
     cli("pack", make_model(), "--weights", "bf16", "-o", tmp_path / "parent")
-    common = ["--text", prose_file, "--tokens", 200, "--context", 64, "--json"]
+    common = ["--text", prose_file, "--allow-same-text", "--tokens", 200, "--context", 64, "--json"]
     found = cli("eval", converted, "--parent", tmp_path / "parent", *common).json
-    assert found["comparison"]["weights"] == "bf16"
-    assert found["weights"] == "fp32"
+    assert found["measurements"][0]["quality"]["dense"]["weights"] == "bf16"
+    assert found["model"]["weights"] == "fp32"
 
 
 def test_more_threads_than_cores_are_said(process, make_model):

