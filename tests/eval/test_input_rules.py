@@ -14,8 +14,8 @@ CASES = {
     "attention": {"projections": ("q", "o"), "gate_threshold": 0.2},
     "down": {"projections": ("down",), "gate_threshold": 0.1},
     "top-k": {"mask": "topk:30"},
-    "shifted": {"hidden_act": "relu", "shift": 0.3},
-    "stage 2": {"hidden_act": "relu", "input_relu": True},
+    "shifted": {"hidden_act": "sparseinfer_relu", "shift": 0.3},
+    "stage 2": {"hidden_act": "sparseinfer_relu", "input_relu": True},
 }
 
 
