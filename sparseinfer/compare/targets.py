@@ -15,7 +15,7 @@ from sparseinfer.sparsity import expected_sparsities
 
 MOST = 0.98
 """Sparsity in a method's own words beyond which calibration has nothing to go by."""
-_HALVINGS = 40
+_HALVINGS = 20
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,9 @@ class Scores:
 
     def reached(self, sparsity: float) -> float:
         """Fraction of scores that miss the threshold for `sparsity`, or are 0."""
-        theta = self._quantile(sparsity)
+        theta = np.float32(self._quantile(sparsity))  # else numpy widens all scores to search them
         below = np.searchsorted(self.ascending, theta, side="left")
-        zeros = np.searchsorted(self.ascending, 0.0, side="right")
+        zeros = np.searchsorted(self.ascending, np.float32(0), side="right")
         return float(max(below, zeros)) / self.ascending.size
 
     def _quantile(self, sparsity: float) -> float:
