@@ -39,7 +39,7 @@ from acceptance.conversion import (
 )
 from acceptance.decoding import batches, quantised_quality
 from acceptance.figure import Figure, not_measured
-from acceptance.methods import budgets, calibration_time, compared
+from acceptance.methods import budgets, calibration_time, compared, same_twice
 from acceptance.native import sanitizers
 from acceptance.packed import first_token, refusals, resident_memory
 from acceptance.speed import speed
@@ -61,6 +61,7 @@ CHECKS: dict[str, Callable[[Path], list[Figure]]] = {
     "resident-memory": resident_memory,
     "first-token": first_token,
     "compare": compared,
+    "same-twice": same_twice,
     "budgets": budgets,
     "calibration-time": calibration_time,
     "tasks": tasks,
