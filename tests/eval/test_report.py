@@ -223,16 +223,28 @@ def test_a_budget_search_arrives_as_model_bytes(found, dense):
     config = Checkpoint.open(dense).config
     exact = expected_sparsities(config, WeightFormats.of("fp32"), [0.0] * LAYERS)
     steps = tuple(
-        records.BudgetStep(allocation="uniform", knob=knob, perplexity_ratio=1 + knob / 10,
-                   bytes_read=share * exact.bytes_per_token_dense, layer_sparsity=(knob,) * LAYERS)
+        records.BudgetStep(
+            allocation="uniform",
+            knob=knob,
+            perplexity_ratio=1 + knob / 10,
+            bytes_read=share * exact.bytes_per_token_dense,
+            layer_sparsity=(knob,) * LAYERS,
+        )
         for knob, share in ((0.4, 0.75), (0.2, 0.875))
-    )  # fmt: skip
+    )
+    tested = records.TestRecord(
+        text="two", text_sha256="1", tokens=9, dense_perplexity=8.0, perplexity_ratio=1.03
+    )
     budget = records.BudgetRecord(
-        perplexity_rise=0.02, text="one", text_sha256="0", tokens=99, dense_perplexity=7.0,
-        best=steps[1], trace=steps,
-        test=records.TestRecord(text="two", text_sha256="1", tokens=9, dense_perplexity=8.0,
-                        perplexity_ratio=1.03),
-    )  # fmt: skip
+        perplexity_rise=0.02,
+        text="one",
+        text_sha256="0",
+        tokens=99,
+        dense_perplexity=7.0,
+        best=steps[1],
+        trace=steps,
+        test=tested,
+    )
     record = found.record.model_copy(update={"budget": budget})
     search = conversion(record, config, "fp32").search
     assert (search.budget, search.text, search.tokens, search.chosen) == (0.02, "one", 99, 1)
