@@ -217,17 +217,29 @@ def test_a_parent_that_is_gone_is_said_and_still_named(orphan, short_text):
 
 def test_a_budget_search_arrives_as_model_bytes(found):
     steps = tuple(
-        records.BudgetStep(allocation="uniform", knob=knob, perplexity_ratio=1 + knob / 10,
-                   bytes_read=1e6 * (1 - saved), model_byte_sparsity=saved,
-                   layer_sparsity=(knob,) * LAYERS)
+        records.BudgetStep(
+            allocation="uniform",
+            knob=knob,
+            perplexity_ratio=1 + knob / 10,
+            bytes_read=1e6 * (1 - saved),
+            model_byte_sparsity=saved,
+            layer_sparsity=(knob,) * LAYERS,
+        )
         for knob, saved in ((0.4, 0.25), (0.2, 0.125))
-    )  # fmt: skip
+    )
+    tested = records.TestRecord(
+        text="two", text_sha256="1", tokens=9, dense_perplexity=8.0, perplexity_ratio=1.03
+    )
     budget = records.BudgetRecord(
-        perplexity_rise=0.02, text="one", text_sha256="0", tokens=99, dense_perplexity=7.0,
-        best=steps[1], trace=steps,
-        test=records.TestRecord(text="two", text_sha256="1", tokens=9, dense_perplexity=8.0,
-                        perplexity_ratio=1.03),
-    )  # fmt: skip
+        perplexity_rise=0.02,
+        text="one",
+        text_sha256="0",
+        tokens=99,
+        dense_perplexity=7.0,
+        best=steps[1],
+        trace=steps,
+        test=tested,
+    )
     record = found.record.model_copy(update={"budget": budget})
     search = conversion(record).search
     assert (search.budget, search.text, search.tokens, search.chosen) == (0.02, "one", 99, 1)

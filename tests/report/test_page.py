@@ -179,8 +179,8 @@ def test_a_bare_report_has_a_page():
     measured = samples.measurement(1.0, 0.0)
     measured["quality"] |= {"dense": None, "no_dense_because": "it is the dense model"}
     report = samples.evaluation(
-        layers=bare, firing=None, phases=[], ppl_p=[], tasks=[], conversion=None,
-        measurements=[measured], timing={"date": "2026-11-22"}, answers=[],
+        layers=bare, firing=None, phases=[], ppl_p=[], tasks=[], answers=[],
+        conversion=None, measurements=[measured], timing={"date": "2026-11-22"},
     )  # fmt: skip
     page = _page(report)
     titles = [node.text() for node in page.all("h2")]
@@ -190,7 +190,7 @@ def test_a_bare_report_has_a_page():
 
 def test_a_layer_more_or_less_and_points_without_quality():
     one = samples.model() | {"layers": 1}
-    report = samples.evaluation(model=one, layers=samples.layers()[:1], ppl_p=[], phases=[])
+    report = samples.evaluation(model=one, layers=samples.layers()[:1], phases=[], ppl_p=[])
     assert "Neuron sparsity of each layer" in _page(report).text()
     points = samples.comparison().model_dump(mode="json")["points"][:1]
     for measured in points[0]["measurements"]:
