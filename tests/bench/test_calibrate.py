@@ -57,9 +57,8 @@ def test_every_projection_of_the_sparse_model_drops_as_many_inputs_as_wanted(
     density = model.sparsity("prefill").input_density(config)
     assert list(density) == ["q", "k", "v", "o", "gate", "up", "down"]
     for name, layers in density.items():
-        # Of 24 tokens' inputs, those nearest to the quantile may round to its other side.
-        slack = 8 / (24 * config.inputs_of(name))
-        assert layers == pytest.approx([1 - sparsity] * 3, abs=slack), name
+        # Inputs that rounding tips over their threshold change those of the layers after.
+        assert layers == pytest.approx([1 - sparsity] * 3, abs=0.03), name
 
 
 def test_activations_that_overflow_are_named(make_checkpoint, ids, monkeypatch):
