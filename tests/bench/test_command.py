@@ -70,14 +70,14 @@ def test_json_alone(command, measured):
 def test_options_reach_the_settings(command, measured):
     command(
         "--random-weights", "tiny", "--layers", 2, "--weights", "int8,bf16", "--sparsity", "0,0.7",
-        "--rule", "inputs", "--baseline", "llama.cpp", "--pairs", 3, "--tokens", 5, "--context", 7, "--batch", "1,4",
-        "--prefill", 9, "--threads", 1,
+        "--rule", "inputs", "--baseline", "llama.cpp", "--pairs", 3, "--tokens", 5,
+        "--context", 7, "--batch", "1,4", "--prefill", 9, "--threads", 1,
     )  # fmt: skip
     assert measured == [
         BenchSettings(
             random_weights="tiny", layers=2, weights=("int8", "bf16"), sparsity=(0.0, 0.7),
-            rule="inputs", baselines=("llama.cpp",), pairs=3, steps=5, context=7, batch=(1, 4), prefill=9,
-            threads=1,
+            rule="inputs", baselines=("llama.cpp",), pairs=3, steps=5, context=7, batch=(1, 4),
+            prefill=9, threads=1,
         )
     ]  # fmt: skip
 

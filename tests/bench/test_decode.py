@@ -53,7 +53,13 @@ def measure(
 ):
     settings = {"pairs": 3, "steps": 10, "max_steps": 200, "weights": "bf16"} | changes
     return measure_decode(
-        Children(), Ours(ours, by_input), states, baselines, [1, 2, 3, 4], progress=silent, **settings
+        Children(),
+        Ours(ours, by_input),
+        states,
+        baselines,
+        [1, 2, 3, 4],
+        progress=silent,
+        **settings,
     )
 
 
