@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sparseinfer.bench.child import Child, Children
-from sparseinfer.bench.decode import State
+from sparseinfer.bench.decode import Ours, State
 from sparseinfer.bench.protocol import Entrant, Progress, alternate
 from sparseinfer.bench.settings import Target
 from sparseinfer.bench.spread import Spread, ratios
@@ -15,7 +15,7 @@ from sparseinfer.bench.spread import Spread, ratios
 
 def measure_batches(
     group: Children,
-    ours: Child,
+    ours: Ours,
     llama: Child | None,
     states: Sequence[State],
     prompts: Sequence[Sequence[int]],
@@ -31,7 +31,7 @@ def measure_batches(
     Sizes take turns within a round, so that each ratio to the smaller size is one of neighbours in
     time. Rows and warnings.
     """
-    sides: list[tuple[str, Child, State | None]] = [("sparseinfer", ours, s) for s in states]
+    sides: list[tuple[str, Child, State | None]] = [("sparseinfer", ours.of(s), s) for s in states]
     if llama is not None:
         sides.append(("llama.cpp", llama, None))
     rows: list[dict[str, Any]] = []
@@ -69,7 +69,7 @@ def _entrant(
 
     def prepare() -> None:
         if state is not None:
-            child.call("set_thresholds", layers=state.thresholds)
+            child.call("set_thresholds", **state.arguments)
 
     def run() -> float:
         return len(batch) * steps / child.call("decode", prompts=batch, steps=steps)["seconds"]

@@ -1,20 +1,23 @@
-"""Thresholds that give a wanted neuron sparsity, for the benchmark's sparse rows.
+"""Thresholds that give a wanted sparsity, for the benchmark's sparse rows.
 
-One threshold per layer on |phi(x W_gate)|, as in CATS (2404.08763), but found in sequence: a layer
-is calibrated on what it sees once the layers before it are sparse. Its quality is reported where
-the model is a real one; better methods are in `sparseinfer.convert`.
+Of neurons: one threshold per layer on |phi(x W_gate)|, as in CATS (2404.08763). Of inputs: one per
+layer and projection on |x|, as in TEAL (2408.14690) with the same sparsity everywhere. Both are
+found in sequence: a layer is calibrated on what it sees once those before it are sparse. Their
+quality is reported where the model is a real one; better methods are in `sparseinfer.convert`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
+from sparseinfer import arch
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.convert.layerwise import LayerwiseModel
 from sparseinfer.errors import CalibrationError, UnsupportedError
+from sparseinfer.kernels.input_mask import PROJECTIONS
 
 
 def check_calibratable(checkpoint: Checkpoint) -> None:
@@ -38,18 +41,13 @@ def thresholds_in_sequence(
     Raises:
         CalibrationError: activations that are not finite.
     """
-    name = checkpoint.raw.get("hidden_act") or "silu"
-    model = LayerwiseModel(checkpoint, hidden_act=name, dtype="bf16")
+    model = _layerwise(checkpoint)
     found: list[float] = []
 
     def mask(_module: nn.Module, _inputs: object, activations: torch.Tensor) -> torch.Tensor:
-        magnitudes = activations.abs()
-        if not bool(torch.isfinite(magnitudes).all()):
-            raise CalibrationError(f"layer {len(found)}: activations overflow while calibrating")
-        rank = int(sparsity * magnitudes.numel()) + 1
-        threshold = magnitudes.flatten().kthvalue(rank).values
-        found.append(float(threshold))
-        return torch.where(magnitudes >= threshold, activations, 0.0)
+        masked, threshold = _masked(activations, sparsity, f"layer {len(found)}")
+        found.append(threshold)
+        return masked
 
     for _layer, passes in model.run(torch.tensor([list(ids)])):
         # On the activation itself, so that one pass both measures and masks.
@@ -60,3 +58,60 @@ def thresholds_in_sequence(
         finally:
             hook.remove()
     return found
+
+
+def input_thresholds_in_sequence(
+    checkpoint: Checkpoint, ids: Sequence[int], sparsity: float
+) -> dict[str, list[float]]:
+    """Projection -> one threshold per layer, so that a fraction `sparsity` of its inputs misses it.
+
+    Args:
+        ids, sparsity: as in `thresholds_in_sequence`.
+
+    Raises:
+        CalibrationError: activations that are not finite.
+    """
+    model = _layerwise(checkpoint)
+    found: dict[str, list[float]] = {name: [] for name in PROJECTIONS}
+
+    def masking(name: str) -> Callable[[nn.Module, tuple[torch.Tensor]], tuple[torch.Tensor]]:
+        def mask(_module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            masked, threshold = _masked(inputs[0], sparsity, f"layer {len(found[name])}, {name}")
+            found[name].append(threshold)
+            return (masked,)
+
+        return mask
+
+    for _layer, passes in model.run(torch.tensor([list(ids)])):
+        hooks = [
+            model.layer.get_submodule(_submodule(name)).register_forward_pre_hook(masking(name))
+            for name in PROJECTIONS
+        ]
+        try:
+            for _ in passes:
+                pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return found
+
+
+def _layerwise(checkpoint: Checkpoint) -> LayerwiseModel:
+    name = checkpoint.raw.get("hidden_act") or "silu"
+    return LayerwiseModel(checkpoint, hidden_act=name, dtype="bf16")
+
+
+def _submodule(projection: str) -> str:
+    """Path of a projection within its layer."""
+    name = arch.attention_name if projection in "qkvo" else arch.ffn_name
+    return name(0, projection).removeprefix("model.layers.0.").removesuffix(".weight")
+
+
+def _masked(values: torch.Tensor, sparsity: float, where: str) -> tuple[torch.Tensor, float]:
+    """The values of which a fraction `sparsity` is set to 0, and the threshold that does that."""
+    magnitudes = values.abs()
+    if not bool(torch.isfinite(magnitudes).all()):
+        raise CalibrationError(f"{where}: activations overflow while calibrating")
+    rank = int(sparsity * magnitudes.numel()) + 1
+    threshold = magnitudes.flatten().kthvalue(rank).values
+    return torch.where(magnitudes >= threshold, values, 0.0), float(threshold)

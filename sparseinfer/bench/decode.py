@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparseinfer.bench.child import Child, Children
 from sparseinfer.bench.protocol import Entrant, Progress, alternate
@@ -25,15 +25,38 @@ class State:
 
     Attributes:
         target: what was asked for.
-        thresholds: one per layer; None for those the model came with.
+        thresholds: of neurons, one per layer; None for what the model came with.
+        inputs: projection -> one threshold per layer on its inputs; None without any.
     """
 
     target: Target
     thresholds: list[float] | None
+    inputs: dict[str, list[float]] | None = None
 
     @property
     def name(self) -> str:
         return "own thresholds" if self.target == "own" else f"sparsity {self.target:g}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of `SparseInferSide.set_thresholds`."""
+        return {"layers": self.thresholds, "inputs": self.inputs}
+
+
+class Ours(NamedTuple):
+    """Processes of our engine."""
+
+    rows: Child
+    """With weights as they are stored by default."""
+    by_input: Child | None = None
+    """With weights stored by input, for states with thresholds on these."""
+
+    def of(self, state: State) -> Child:
+        """The one that runs a state."""
+        if state.inputs is None:
+            return self.rows
+        assert self.by_input is not None  # `run` starts it where the plan has such states
+        return self.by_input
 
 
 @dataclass
@@ -76,26 +99,28 @@ class Decoder:
         self.tokens: list[int] = []
         self._up: list[int] = []
         self._down: list[int] = []
+        self._inputs: dict[str, list[int]] = {}
         self._counted = 0
 
     def prepare(self) -> None:
         if self.state is not None:
-            self.child.call("set_thresholds", layers=self.state.thresholds)
+            self.child.call("set_thresholds", **self.state.arguments)
 
     def run(self) -> float:
         """Tokens per second of one decode."""
         found = self.child.call("decode", prompts=[self._prompt], steps=self.steps)
         self.tokens = found["ids"][0]
         if found["up_rows"] is not None:
-            add = [0] * len(found["up_rows"])
-            self._up = [a + b for a, b in zip(self._up or add, found["up_rows"], strict=True)]
-            self._down = [a + b for a, b in zip(self._down or add, found["down_rows"], strict=True)]
+            self._up = _added(self._up, found["up_rows"])
+            self._down = _added(self._down, found["down_rows"])
+            for name, used in (found.get("inputs") or {}).items():
+                self._inputs[name] = _added(self._inputs.get(name, []), used)
             self._counted += self.steps
         return self.steps / found["seconds"]
 
     def forget(self) -> None:
         """Drops the counts of warm-up runs."""
-        self._up, self._down, self._counted = [], [], 0
+        self._up, self._down, self._inputs, self._counted = [], [], {}, 0
 
     def account(self) -> dict[str, Any]:
         """Bytes and sparsities of the counted runs."""
@@ -105,6 +130,7 @@ class Decoder:
             down_rows=self._down,
             tokens=self._counted,
             context=self.mean_context,
+            inputs=self._inputs,
         )
 
     @property
@@ -113,9 +139,13 @@ class Decoder:
         return len(self._prompt) + (self.steps + 1) / 2
 
 
+def _added(sums: list[int], more: list[int]) -> list[int]:
+    return [a + b for a, b in zip(sums or [0] * len(more), more, strict=True)]
+
+
 def measure_decode(
     group: Children,
-    ours: Child,
+    ours: Ours,
     states: Sequence[State],
     baselines: dict[str, Child],
     prompt: Sequence[int],
@@ -134,7 +164,7 @@ def measure_decode(
         steps: per timed run; None chooses.
         max_steps: what contexts have room for.
     """
-    decoders = [Decoder(f"sparseinfer {s.name}", ours, s, prompt) for s in states]
+    decoders = [Decoder(f"sparseinfer {s.name}", ours.of(s), s, prompt) for s in states]
     decoders += [Decoder(name, child, None, prompt) for name, child in baselines.items()]
     speeds = {}
     for done, decoder in enumerate(decoders, start=1):
@@ -150,9 +180,9 @@ def measure_decode(
         decoder.steps = steps
         decoder.forget()
     entrants = [Entrant(d.name, d.child, d.prepare, d.run) for d in decoders]
-    bandwidths = [ours.call("bandwidth") for _ in range(_BANDWIDTH_RUNS)]
+    bandwidths = [ours.rows.call("bandwidth") for _ in range(_BANDWIDTH_RUNS)]
     warnings = alternate(entrants, pairs, group, what=f"{weights}: decoding", progress=progress)
-    bandwidths += [ours.call("bandwidth") for _ in range(_BANDWIDTH_RUNS)]
+    bandwidths += [ours.rows.call("bandwidth") for _ in range(_BANDWIDTH_RUNS)]
     streaming = Spread.of(bandwidths)
     rows = [
         _our_row(decoder, entrant, weights)

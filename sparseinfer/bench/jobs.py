@@ -26,4 +26,21 @@ def calibrate(model: str, ids: list[int], sparsity: float, threads: int) -> list
     return thresholds_in_sequence(Checkpoint.open(Path(model)), ids, sparsity)
 
 
-JOBS: dict[str, Callable[..., Any]] = {"export_gguf": export_gguf, "calibrate": calibrate}
+def calibrate_inputs(
+    model: str, ids: list[int], sparsity: float, threads: int
+) -> dict[str, list[float]]:
+    """See `calibrate.input_thresholds_in_sequence`."""
+    import torch
+
+    from sparseinfer.bench.calibrate import input_thresholds_in_sequence
+    from sparseinfer.checkpoint import Checkpoint
+
+    torch.set_num_threads(threads)
+    return input_thresholds_in_sequence(Checkpoint.open(Path(model)), ids, sparsity)
+
+
+JOBS: dict[str, Callable[..., Any]] = {
+    "export_gguf": export_gguf,
+    "calibrate": calibrate,
+    "calibrate_inputs": calibrate_inputs,
+}

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from sparseinfer.bench.settings import WEIGHTS, BenchSettings, Target
 from sparseinfer.errors import ConfigError
 
-DEFAULT_SPARSITY: tuple[Target, ...] = (0.0, 0.5, 0.9)
+DEFAULT_SPARSITY: dict[str, tuple[Target, ...]] = {
+    "neurons": (0.0, 0.5, 0.9),
+    "inputs": (0.0, 0.25, 0.5),
+}
 DEFAULT_BASELINES = ("llama.cpp", "dense")
 DEFAULT_PREFILL = 512
 DEFAULT_QUALITY_TOKENS = 1024
@@ -19,6 +22,7 @@ class Plan:
 
     weights: tuple[str, ...]
     sparsity: tuple[Target, ...]
+    rule: str
     baselines: tuple[str, ...]
     pairs: int
     steps: int | None
@@ -42,6 +46,11 @@ class Plan:
         """Whether thresholds have to be found."""
         return any(target not in (0, "own") for target in self.targets)
 
+    @property
+    def stores_by_input(self) -> bool:
+        """Whether weights are needed in that layout too."""
+        return self.calibrates and self.rule == "inputs"
+
 
 def make_plan(
     settings: BenchSettings,
@@ -64,19 +73,20 @@ def make_plan(
     """
     if "own" in (settings.sparsity or ()) and not has_thresholds:
         raise ConfigError("--sparsity own: this model came without thresholds")
-    weights, sparsity, baselines = WEIGHTS, DEFAULT_SPARSITY, DEFAULT_BASELINES
+    weights, sparsity, baselines = WEIGHTS, DEFAULT_SPARSITY[settings.rule], DEFAULT_BASELINES
     if packed_as is not None:
         _check_packed(settings, packed_as)
         weights, sparsity, baselines = (packed_as,), (0.0,), ("dense",)
     elif settings.huge_pages:
         raise ConfigError("--huge-pages is for packed artifacts: a checkpoint has them in any case")
-    if has_thresholds:
+    if has_thresholds and settings.rule == "neurons":
         sparsity = (0.0, "own")
     trained = settings.random_weights is None
     prefill, quality = settings.prefill, settings.quality_tokens
     return Plan(
         weights=settings.weights or weights,
         sparsity=settings.sparsity or sparsity,
+        rule=settings.rule,
         baselines=settings.baselines or baselines,
         pairs=settings.pairs,
         steps=settings.steps,

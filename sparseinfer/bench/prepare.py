@@ -35,17 +35,22 @@ def prepare(plan: Plan, subject: Subject, group: Children, note: Note) -> Prepar
     """
     worker = _Worker(group, str(subject.path))
     states = []
+    dense = [0.0] * subject.config.num_layers
     for target in plan.targets:
         if target == "own":
             states.append(State(target, None))
         elif target == 0:
-            states.append(State(target, [0.0] * subject.config.num_layers))
+            states.append(State(target, dense))
         else:
-            note(f"finding thresholds for a neuron sparsity of {target:g}")
-            thresholds = worker.call(
-                "calibrate", ids=subject.calibration, sparsity=target, threads=plan.threads
+            by_input = plan.rule == "inputs"
+            note(f"finding thresholds for {target:g} of the {plan.rule} to rest")
+            found = worker.call(
+                "calibrate_inputs" if by_input else "calibrate",
+                ids=subject.calibration,
+                sparsity=target,
+                threads=plan.threads,
             )
-            states.append(State(target, thresholds))
+            states.append(State(target, dense, found) if by_input else State(target, found))
     gguf = {}
     if "llama.cpp" in plan.baselines:
         for weights in plan.weights:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 from sparseinfer.bench.child import Child
-from sparseinfer.bench.decode import Row, State
+from sparseinfer.bench.decode import Ours, Row, State
 from sparseinfer.bench.protocol import Progress
 
 
 def measure_perplexity(
-    ours: Child,
+    ours: Ours,
     baselines: dict[str, Child],
     states: Sequence[State],
     rows: Sequence[Row],
@@ -20,8 +20,9 @@ def measure_perplexity(
 ) -> None:
     """Sets `perplexity` of our rows (in the order of `states`) and of llama.cpp's."""
     for state, row in zip(states, rows, strict=False):
-        ours.call("set_thresholds", layers=state.thresholds)
-        row.perplexity = _perplexity(ours, windows, f"{row.weights}: perplexity", progress)
+        child = ours.of(state)
+        child.call("set_thresholds", **state.arguments)
+        row.perplexity = _perplexity(child, windows, f"{row.weights}: perplexity", progress)
     for row in rows:
         if row.side == "llama.cpp":
             child = baselines[row.side]

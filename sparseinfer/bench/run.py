@@ -9,7 +9,7 @@ from typing import Any
 from sparseinfer.bench.batch import measure_batches
 from sparseinfer.bench.calibrate import check_calibratable
 from sparseinfer.bench.child import Child, Children, children
-from sparseinfer.bench.decode import MAX_AUTO_STEPS, Row, measure_decode
+from sparseinfer.bench.decode import MAX_AUTO_STEPS, Ours, Row, measure_decode
 from sparseinfer.bench.gguf_export import check_exportable
 from sparseinfer.bench.llama_cpp_library import check_library
 from sparseinfer.bench.machine import PACKAGES, load_average
@@ -100,7 +100,7 @@ def bench(settings: BenchSettings, *, progress: Progress, note: Note) -> BenchRe
             run = _FormatRun(plan, subject, prepared, group, progress, note)
             formats.append(run.measure(weights))
     warnings = [warning for one in formats for warning in one.facts.pop("warnings")]
-    return BenchResult(plan, subject.describe(), formats, load_before, warnings)
+    return BenchResult(plan, subject.describe(plan.rule), formats, load_before, warnings)
 
 
 def _check_window(plan: Plan, subject: Subject) -> None:
@@ -133,15 +133,11 @@ class _FormatRun:
             child = self._baseline(name, weights, sides)
             if child is not None:
                 baselines[name] = child
-        self.note(f"{weights}: loading sparseinfer")
-        ours = self._start("sparseinfer")
-        sides["sparseinfer"] = ours.call(
-            "open",
-            engine="sparseinfer",
-            model=str(subject.path),
-            weights=weights,
-            threads=self.plan.threads,
-            huge_pages=plan.huge_pages,
+        ours = Ours(
+            self._ours("sparseinfer", weights, sides),
+            self._ours("sparseinfer by input", weights, sides, by_input=True)
+            if plan.stores_by_input
+            else None,
         )
         rows, facts = measure_decode(
             self.group,
@@ -159,7 +155,7 @@ class _FormatRun:
         result = FormatResult(weights, rows, facts, sides)
         if plan.prefill:
             result.prefill, warnings = measure_prefill(
-                self.group, {"sparseinfer": ours, **baselines}, subject.prompt(plan.prefill),
+                self.group, {"sparseinfer": ours.rows, **baselines}, subject.prompt(plan.prefill),
                 weights=weights, pairs=plan.pairs, progress=self.progress,
             )  # fmt: skip
             facts["warnings"] += warnings
@@ -194,6 +190,18 @@ class _FormatRun:
     def _start(self, name: str) -> Child:
         child = self.group.start(name)
         self.started.append(child)
+        return child
+
+    def _ours(
+        self, name: str, weights: str, sides: dict[str, dict[str, Any]], *, by_input: bool = False
+    ) -> Child:
+        """Our engine, loaded."""
+        self.note(f"{weights}: loading {name}")
+        child = self._start(name)
+        sides[name] = child.call(
+            "open", engine="sparseinfer", model=str(self.subject.path), weights=weights,
+            threads=self.plan.threads, huge_pages=self.plan.huge_pages, by_input=by_input,
+        )  # fmt: skip
         return child
 
     def _baseline(self, name: str, weights: str, sides: dict[str, dict[str, Any]]) -> Child | None:

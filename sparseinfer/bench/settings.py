@@ -17,7 +17,10 @@ GGUF_TYPES = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
 MAX_BATCH = 16
 
 Target = float | Literal["own"]
-"""A neuron sparsity to calibrate to, or `own`: the thresholds that the model came with."""
+"""A sparsity to calibrate to, or `own`: the thresholds that the model came with."""
+
+RULES = ("neurons", "inputs")
+"""What a sparsity is of: neurons, by a threshold on the gate, or the inputs of all projections."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class BenchSettings:
         random_weights: name of `SHAPES`; `layers` cuts it to that many.
         weights: formats of ours; llama.cpp runs the type of the same bits.
         sparsity: targets, 0 for dense.
+        rule: name of `RULES`: what the targets are sparsities of.
         baselines: names of `BASELINES`.
         huge_pages: of a packed artifact, see `engine.load`.
         pairs: timed runs of each side.
@@ -51,6 +55,7 @@ class BenchSettings:
     layers: int | None = None
     weights: tuple[str, ...] | None = None
     sparsity: tuple[Target, ...] | None = None
+    rule: str = "neurons"
     baselines: tuple[str, ...] | None = None
     pairs: int = 9
     steps: int | None = None
@@ -76,6 +81,9 @@ class BenchSettings:
             check_targets(self.sparsity)
             if "own" in self.sparsity and self.random_weights is not None:
                 raise ConfigError("--sparsity own: random weights have no thresholds of their own")
+        _check_names("--rule", (self.rule,), RULES)
+        if self.rule == "inputs" and "own" in (self.sparsity or ()):
+            raise ConfigError("--sparsity own goes with --rule neurons: what a model came with")
         _check_distinct("--batch", self.batch)
         for count in self.batch:
             _check_count("--batch", count, 1, MAX_BATCH)

@@ -26,6 +26,10 @@ RANDOM_CALIBRATION_TOKENS = 128
 """All tokens look alike to random weights: few of them give the quantile of a layer."""
 WINDOW_TOKENS = 512
 _SEED = 0
+_CALIBRATED: dict[str, str] = {
+    "neurons": "one quantile of |phi(gate)| per layer, layers in sequence",
+    "inputs": "one quantile of |x| per projection and layer, projections in sequence",
+}
 # Roughly: English prose has four characters to a token, and nothing has more than this many.
 _CHARACTERS_PER_TOKEN = 16
 
@@ -71,7 +75,11 @@ class Subject:
         count = min(max(1, tokens // size), len(self.prose) // size)
         return [self.prose[i * size : (i + 1) * size] for i in range(count)]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, rule: str = "neurons") -> dict[str, Any]:
+        """
+        Args:
+            rule: what was calibrated.
+        """
         config = self.config
         return {
             "name": self.name,
@@ -90,7 +98,7 @@ class Subject:
             else {
                 "text": "random ids" if self.random else CALIBRATION_TEXT,
                 "tokens": len(self.calibration),
-                "rule": "one quantile of |phi(gate)| per layer, layers in sequence",
+                "rule": _CALIBRATED[rule],
             },
             "test_text": "random ids" if self.random else TEST_TEXT,
         }
@@ -112,7 +120,9 @@ class Source:
     @property
     def has_thresholds(self) -> bool:
         record = self.opened.record
-        return record is not None and record.has_thresholds
+        return record is not None and (
+            record.has_thresholds or bool(record.input_thresholds) or record.top_k is not None
+        )
 
     @property
     def has_tokenizer(self) -> bool:

@@ -38,7 +38,7 @@ def tables(result: BenchResult) -> list[Table]:
     """Every table of a benchmark, in reading order."""
     found = []
     for one in result.formats:
-        found.append(_decode_table(one, random=result.model["random_weights"]))
+        found.append(_decode_table(one, result.plan.rule, random=result.model["random_weights"]))
         if one.prefill:
             found.append(_prefill_table(one))
         if one.batch:
@@ -65,7 +65,7 @@ def _target(target: Target | None) -> str:
     return _ABSENT if target is None else target if isinstance(target, str) else f"{target:g}"
 
 
-def _decode_table(one: FormatResult, *, random: bool) -> Table:
+def _decode_table(one: FormatResult, rule: str, *, random: bool) -> Table:
     others = list(dict.fromkeys(name for row in one.rows for name in row.ratios))
     shows_quality = any(row.perplexity is not None for row in one.rows)
     columns = [
@@ -87,6 +87,11 @@ def _decode_table(one: FormatResult, *, random: bool) -> Table:
             for name, count in facts["same_tokens"].items()
         ),
     ]
+    if rule == "inputs":
+        notes.append(
+            "sparsity is that of the inputs of all projections, whose weights are stored by input; "
+            "dense runs on the default layout"
+        )
     if random:
         notes.append("random weights: speed only; what sparsity costs in quality is not shown here")
     rows = tuple(_decode_cells(row, others, shows_quality) for row in one.rows)

@@ -40,10 +40,18 @@ def bench(
     sparsity: Annotated[
         str | None,
         typer.Option(
-            help="Neuron sparsities to set thresholds for, 0 for dense; `own` for the thresholds "
-            "that the model came with. Default: 0,0.5,0.9, or 0,own where it came with any."
+            help="Sparsities to set thresholds for, 0 for dense; `own` for the thresholds that the "
+            "model came with. Default: 0,0.5,0.9, or 0,own where it came with any; of inputs "
+            "0,0.25,0.5."
         ),
     ] = None,
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="What --sparsity is of: `neurons`, by a threshold on the gate, or `inputs` of all "
+            "seven projections of a layer, whose weights are then stored by input."
+        ),
+    ] = "neurons",
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -102,6 +110,8 @@ def bench(
 
         sparseinfer bench --random-weights llama2-7b --layers 8 --report speed.json
 
+        sparseinfer bench --random-weights llama-1.1b --rule inputs --sparsity 0,0.25,0.5,0.75
+
         sparseinfer bench --kernel --weights int4
     """
     from sparseinfer.bench.settings import BenchSettings
@@ -120,6 +130,7 @@ def bench(
             layers=layers,
             weights=_optional_names(weights),
             sparsity=_targets(sparsity),
+            rule=rule,
             baselines=_optional_names(baseline),
             pairs=pairs,
             steps=tokens,

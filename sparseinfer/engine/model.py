@@ -95,17 +95,24 @@ class Model:
         huge_pages: bool = False,
         prefill: str = "auto",
         progress: Progress = no_progress,
+        by_input: Collection[str] = (),
     ) -> None:
         """
         Args:
             progress: told of packing a checkpoint in memory.
+            by_input: projections of a checkpoint whose weights are stored by input, though the
+                checkpoint has no thresholds there: so that thresholds set later save time.
 
         Raises:
             CheckpointError, ConfigError, MemoryError: as `load`.
         """
         check_threads(threads)
+        for name in by_input:
+            _check_projection(name)
         math = _prefill_math(prefill)
-        loaded = load_model(source, weights, huge_pages=huge_pages, progress=progress)
+        loaded = load_model(
+            source, weights, huge_pages=huge_pages, progress=progress, by_input=by_input
+        )
         self.path: Path = loaded.path
         self.config: ModelConfig = loaded.config
         self.record: SparsityRecord | None = loaded.record
@@ -179,8 +186,7 @@ class Model:
         """
         checked = {}
         for name, layers in thresholds.items():
-            if name not in PROJECTIONS:
-                raise ConfigError(f"{name!r} is not one of {', '.join(PROJECTIONS)}")
+            _check_projection(name)
             if len(layers) != self.config.num_layers:
                 raise ConfigError(
                     f"{len(layers)} thresholds of {name} were given for {self.config.num_layers} "
@@ -431,6 +437,11 @@ def usable_threads(threads: int | None) -> int:
     if threads is not None and threads > cores:
         logger.info("%d threads were asked for; using %d, one per core", threads, cores)
     return cores if threads is None else min(threads, cores)
+
+
+def _check_projection(name: str) -> None:
+    if name not in PROJECTIONS:
+        raise ConfigError(f"{name!r} is not one of {', '.join(PROJECTIONS)}")
 
 
 def _checked_thresholds(

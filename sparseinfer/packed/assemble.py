@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ def assemble(
     tensor: Callable[[str], Tensor],
     where: Path,
     record: SparsityRecord | None,
+    by_input: Collection[str] = (),
 ) -> Weights:
     """Puts a model together.
 
@@ -38,6 +39,7 @@ def assemble(
         where: named in errors.
         record: the conversion, which says how matrices and thresholds are stored and what else the
             model computes. Thresholds on neurons that are not stored are 0.
+        by_input: as in `layouts`.
 
     Thresholds are copied, so that they may be changed; norms and biases too, for they are small and
     checked for NaN and Inf here. Matrices are not read. A shift b, as in relu(x - b), becomes part
@@ -46,7 +48,7 @@ def assemble(
     Raises:
         CheckpointError: NaN or Inf in a norm or bias, or a negative or NaN threshold.
     """
-    make = _Assembly(config, formats, tensor, where, record)
+    make = _Assembly(config, formats, tensor, where, record, by_input)
     embedding = make.matrices("embedding", config.hidden_size, formats.head)[0]
     tied = config.tied_embeddings
     return Weights(
@@ -68,14 +70,15 @@ class _Assembly:
         tensor: Callable[[str], Tensor],
         where: Path,
         record: SparsityRecord | None,
+        by_input: Collection[str],
     ) -> None:
         self._config = config
         self._format: Format = formats.layers
         self._tensor = tensor
         self._where = where
         self._record = record
-        self._expected = stored_tensors(config, formats, record)
-        self._layouts = layouts(record)
+        self._expected = stored_tensors(config, formats, record, by_input)
+        self._layouts = layouts(record, by_input)
 
     def matrices(self, name: str, columns: int, format: Format, count: int = 1) -> list[Matrix]:
         """The matrices that lie side by side in the rows of one stored tensor."""

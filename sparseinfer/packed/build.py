@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -20,16 +22,21 @@ class Builder:
     One tensor of the checkpoint is in memory at a time, and a transposed copy of it for down.
     """
 
-    def __init__(self, checkpoint: Checkpoint, formats: WeightFormats) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, formats: WeightFormats, by_input: Collection[str] = ()
+    ) -> None:
         """
+        Args:
+            by_input: as in `layouts`.
+
         Raises:
             CheckpointError: thresholds that do not fit the weights.
         """
         self._thresholds = checkpoint.thresholds()
         self._input_thresholds = checkpoint.input_thresholds()
-        self._layouts = layouts(checkpoint.record)
+        self._layouts = layouts(checkpoint.record, by_input)
         self.tensors: dict[str, Stored] = stored_tensors(
-            checkpoint.config, formats, checkpoint.record
+            checkpoint.config, formats, checkpoint.record, by_input
         )
         """What there is to make, in order."""
         self._checkpoint = checkpoint

@@ -12,6 +12,7 @@ multiple of 64 bytes per row where that costs little. `layouts` names how rows a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,13 +68,16 @@ class Stored:
         return count
 
 
-def layouts(record: SparsityRecord | None) -> dict[str, Layout]:
+def layouts(record: SparsityRecord | None, by_input: Collection[str] = ()) -> dict[str, Layout]:
     """Kind of matrix -> how it is stored, for a model of this conversion (None: dense).
 
     Projections with thresholds on their inputs are stored by input, and then apart from those that
     they share rows with otherwise. Down is stored by its inputs in any case.
+
+    Args:
+        by_input: further projections to store by input; in memory only, artifacts have none.
     """
-    sparse = set(record.input_thresholds) if record is not None else set()
+    sparse = set(by_input) | set(record.input_thresholds if record is not None else ())
 
     def layout(projection: str) -> Layout:
         return "input-major" if projection in sparse else "rows"
@@ -103,15 +107,19 @@ def split_layer_name(name: str) -> tuple[int, str]:
 
 
 def stored_tensors(
-    config: ModelConfig, formats: WeightFormats, record: SparsityRecord | None
+    config: ModelConfig,
+    formats: WeightFormats,
+    record: SparsityRecord | None,
+    by_input: Collection[str] = (),
 ) -> dict[str, Stored]:
     """Name -> tensor of everything that a pack of this model holds, in the order of the file.
 
     Args:
         record: says which thresholds the model has; others are not stored.
+        by_input: as in `layouts`.
     """
     found: dict[str, Stored] = {}
-    kinds = layouts(record)
+    kinds = layouts(record, by_input)
 
     def vector(name: str, length: int) -> None:
         found[name] = Stored(name, "F32", (length,), length)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.formats import WeightFormats
@@ -13,9 +15,15 @@ from sparseinfer.packed.weights import Weights
 
 
 def pack(
-    checkpoint: Checkpoint, formats: WeightFormats, progress: Progress = no_progress
+    checkpoint: Checkpoint,
+    formats: WeightFormats,
+    progress: Progress = no_progress,
+    by_input: Collection[str] = (),
 ) -> Weights:
     """A checkpoint's weights in kernel layout: the same bytes that `write_packed` stores.
+
+    Args:
+        by_input: projections to store by input besides those with thresholds on their inputs.
 
     Takes the memory of the packed weights, in huge pages, and that of about two tensors of the
     checkpoint.
@@ -25,7 +33,7 @@ def pack(
             do not fit.
         MemoryError: the system refuses that much memory.
     """
-    builder = Builder(checkpoint, formats)
+    builder = Builder(checkpoint, formats, by_input)
     placed = [
         one for one in place(builder.tensors.values()) if not one.stored.name.startswith(PADDING)
     ]
@@ -40,4 +48,5 @@ def pack(
         tensors.__getitem__,
         checkpoint.path,
         checkpoint.record,
+        by_input,
     )

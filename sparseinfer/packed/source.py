@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def load_model(
     *,
     huge_pages: bool = False,
     progress: Progress = no_progress,
+    by_input: Collection[str] = (),
 ) -> LoadedModel:
     """Loads a packed artifact, or packs a checkpoint in memory.
 
@@ -76,9 +78,10 @@ def load_model(
         requested: `auto`, or a format of `kernels.matrix`.
         huge_pages: hold a packed artifact's weights in memory of this process, in huge pages, in
             place of mapping the file. Checkpoints are held so in any case.
+        by_input: projections of a checkpoint to store by input, as if their inputs had thresholds.
 
     Raises:
-        ConfigError: an unknown weight type, or another one than a packed artifact has.
+        ConfigError: an unknown weight type, or another one (or layout) than a packed artifact has.
         CheckpointError: broken weights or thresholds.
         MemoryError: the system refuses the memory.
     """
@@ -92,8 +95,10 @@ def load_model(
                 source.weight_bytes / 1e9,
                 formats,
             )
-        weights = pack(source, formats, progress)
+        weights = pack(source, formats, progress, by_input)
     else:
+        if by_input:
+            raise ConfigError(f"{source.path} is packed: its layout is what it was packed with")
         rope, stop_ids = source.rope, source.stop_ids
         weights = source.weights(huge_pages=huge_pages)
     return LoadedModel(

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 import sparseinfer
-from sparseinfer.bench.calibrate import check_calibratable, thresholds_in_sequence
-from sparseinfer.errors import UnsupportedError
+from sparseinfer.bench.calibrate import (
+    check_calibratable,
+    input_thresholds_in_sequence,
+    thresholds_in_sequence,
+)
+from sparseinfer.errors import CalibrationError, UnsupportedError
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
@@ -33,6 +37,45 @@ def test_later_layers_are_calibrated_on_what_masked_layers_give(make_checkpoint,
     model.logits(ids)
     realised = model.sparsity("prefill").neuron_sparsity(model.config)
     assert abs(realised[2] - 0.9) > 5e-3
+
+
+@pytest.mark.parametrize("sparsity", [0.25, 0.7])
+def test_every_projection_of_the_sparse_model_drops_as_many_inputs_as_wanted(
+    make_checkpoint, ids, sparsity
+):
+    checkpoint = make_checkpoint()
+    config = checkpoint.config
+    found = input_thresholds_in_sequence(checkpoint, ids, sparsity)
+    model = sparseinfer.load(checkpoint.path, weights="fp32", threads=1)
+    model.set_input_thresholds(
+        {
+            name: [torch.full((config.inputs_of(name),), value) for value in layers]
+            for name, layers in found.items()
+        }
+    )
+    model.logits(ids)
+    density = model.sparsity("prefill").input_density(config)
+    assert list(density) == ["q", "k", "v", "o", "gate", "up", "down"]
+    for name, layers in density.items():
+        # Inputs that rounding tips over their threshold change those of the layers after.
+        assert layers == pytest.approx([1 - sparsity] * 3, abs=0.03), name
+
+
+def test_activations_that_overflow_are_named(make_checkpoint, ids, monkeypatch):
+    from sparseinfer.bench import calibrate
+
+    monkeypatch.setattr(calibrate, "_submodule", lambda name: f"mlp.{name}_proj")
+    monkeypatch.setattr(calibrate, "PROJECTIONS", ("gate",))
+    checkpoint = make_checkpoint()
+    read = type(checkpoint).read
+
+    def infinite(self, names):
+        for name, tensor in read(self, names):
+            yield name, tensor * float("inf") if "1.post_attention_layernorm" in name else tensor
+
+    monkeypatch.setattr(type(checkpoint), "read", infinite)
+    with pytest.raises(CalibrationError, match="layer 1, gate: activations overflow"):
+        input_thresholds_in_sequence(checkpoint, ids, 0.5)
 
 
 def test_refuses_a_mask_that_no_gate_threshold_makes(make_checkpoint, tmp_path):

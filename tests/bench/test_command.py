@@ -70,14 +70,14 @@ def test_json_alone(command, measured):
 def test_options_reach_the_settings(command, measured):
     command(
         "--random-weights", "tiny", "--layers", 2, "--weights", "int8,bf16", "--sparsity", "0,0.7",
-        "--baseline", "llama.cpp", "--pairs", 3, "--tokens", 5, "--context", 7, "--batch", "1,4",
-        "--prefill", 9, "--threads", 1,
+        "--rule", "inputs", "--baseline", "llama.cpp", "--pairs", 3, "--tokens", 5,
+        "--context", 7, "--batch", "1,4", "--prefill", 9, "--threads", 1,
     )  # fmt: skip
     assert measured == [
         BenchSettings(
             random_weights="tiny", layers=2, weights=("int8", "bf16"), sparsity=(0.0, 0.7),
-            baselines=("llama.cpp",), pairs=3, steps=5, context=7, batch=(1, 4), prefill=9,
-            threads=1,
+            rule="inputs", baselines=("llama.cpp",), pairs=3, steps=5, context=7, batch=(1, 4),
+            prefill=9, threads=1,
         )
     ]  # fmt: skip
 
@@ -100,6 +100,8 @@ def test_help_imports_nothing_heavy():
         (["--sparsity", "1.5"], "1.5"),
         (["--sparsity", ","], "--sparsity is empty"),
         (["--baseline", "ollama"], "ollama"),
+        (["--rule", "layers"], "--rule 'layers'"),
+        (["--kernel", "--rule", "inputs"], "--rule does not go with --kernel"),
         (["--batch", "two"], "--batch"),
         (["--batch", "1,99"], "--batch 99"),
         (["--threads", "0"], "threads 0"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparseinfer.bench.child import Children
-from sparseinfer.bench.decode import State, measure_decode
+from sparseinfer.bench.decode import Ours, State, measure_decode
 
 from .conftest import ScriptedChild, silent
 
@@ -13,7 +13,7 @@ STEP_SECONDS = {0.0: 0.010, 0.5: 0.008}
 ROWS = {0.0: 100, 0.5: 45}
 
 
-class Ours(ScriptedChild):
+class Engine(ScriptedChild):
     """Speed and rows depend on the thresholds; the machine slows down by 10% with each run."""
 
     def __init__(self) -> None:
@@ -22,8 +22,8 @@ class Ours(ScriptedChild):
         self.state = 0.0
         self.runs = 0
 
-    def _set(self, layers):
-        self.state = layers[0]
+    def _set(self, layers, inputs):
+        self.state = layers[0] if inputs is None else inputs["q"][0]
 
     def _decode(self, prompts, steps):
         self.runs += 1
@@ -32,7 +32,7 @@ class Ours(ScriptedChild):
         ids = [list(range(steps + 1))]
         return {"seconds": seconds, "ids": ids, "up_rows": [rows] * 2, "down_rows": [rows] * 2}
 
-    def _account(self, up_rows, down_rows, tokens, context):
+    def _account(self, up_rows, down_rows, tokens, context, inputs):
         density = up_rows[0] / tokens / 100
         return {
             "weight_bytes": 1e8 * (1 + 2 * density) / 3,
@@ -48,15 +48,23 @@ class Theirs(ScriptedChild):
         super().__init__(decode=answer, account=account)
 
 
-def measure(ours, baselines, states=(State(0.0, [0.0]), State(0.5, [0.5])), **changes):
+def measure(
+    ours, baselines, states=(State(0.0, [0.0]), State(0.5, [0.5])), by_input=None, **changes
+):
     settings = {"pairs": 3, "steps": 10, "max_steps": 200, "weights": "bf16"} | changes
     return measure_decode(
-        Children(), ours, states, baselines, [1, 2, 3, 4], progress=silent, **settings
+        Children(),
+        Ours(ours, by_input),
+        states,
+        baselines,
+        [1, 2, 3, 4],
+        progress=silent,
+        **settings,
     )
 
 
 def test_ratios_are_of_neighbouring_runs():
-    rows, facts = measure(Ours(), {"llama.cpp": Theirs(0.2)})
+    rows, facts = measure(Engine(), {"llama.cpp": Theirs(0.2)})
     dense, sparse, theirs = rows
     assert facts["steps"] == 10
     # Dense runs just before sparse, which the slowing machine hurts by 10% each time.
@@ -70,7 +78,7 @@ def test_ratios_are_of_neighbouring_runs():
 
 
 def test_prediction_is_of_counted_bytes_and_not_of_the_target():
-    dense, sparse, _ = measure(Ours(), {"llama.cpp": Theirs(0.2)})[0]
+    dense, sparse, _ = measure(Engine(), {"llama.cpp": Theirs(0.2)})[0]
     context = 4 + 11 / 2
     # 45 of 100 neurons fired, whatever the target of 0.5 says.
     assert sparse.sparsities == {"neuron": 0.55}
@@ -85,28 +93,46 @@ def test_prediction_is_of_counted_bytes_and_not_of_the_target():
 def test_texts_are_compared_up_to_where_they_part():
     theirs = Theirs(0.2)
     theirs.answers["decode"] |= {"ids": [[0, 1, 2, 99, 4]]}
-    _, facts = measure(Ours(), {"llama.cpp": theirs})
+    _, facts = measure(Engine(), {"llama.cpp": theirs})
     assert facts["same_tokens"] == {"llama.cpp": 3}
 
 
 def test_warm_up_runs_are_not_counted():
-    ours = Ours()
+    ours = Engine()
     measure(ours, {}, pairs=2)
     accounts = [arguments for question, arguments in ours.asked if question == "account"]
     assert [account["tokens"] for account in accounts] == [20, 20]
 
 
 def test_without_a_dense_row_nothing_is_compared_with_it():
-    (row,), _ = measure(Ours(), {}, states=(State(0.5, [0.5]),))
+    (row,), _ = measure(Engine(), {}, states=(State(0.5, [0.5]),))
     assert (row.ratios, row.predicted, row.quotient) == ({}, None, None)
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(8 / 400, 200), (8 / 100, 50), (8 / 4, 8)])
 def test_steps_are_chosen_by_the_faster_of_ours_and_llama_cpp(seconds, steps):
-    class Slow(Ours):
+    class Slow(Engine):
         def _decode(self, prompts, steps):
             return super()._decode(prompts, steps) | {"seconds": 100.0}
 
     baselines = {"llama.cpp": Theirs(seconds), "transformers": Theirs(1e-6)}
     _, facts = measure(Slow(), baselines, steps=None)
     assert facts["steps"] == steps
+
+
+def test_thresholds_on_inputs_run_on_weights_stored_by_input():
+    class ByInput(Engine):
+        def _decode(self, prompts, steps):
+            return super()._decode(prompts, steps) | {"inputs": {"q": [9 * steps, 7 * steps]}}
+
+    ours, by_input = Engine(), ByInput()
+    states = (State(0.0, [0.0]), State(0.5, [0.0], {"q": [0.5, 0.5]}))
+    (dense, sparse), _ = measure(ours, {}, states, by_input, pairs=2)
+    asked = [arguments for question, arguments in by_input.asked if question == "set_thresholds"]
+    assert asked[-1] == {"layers": [0.0], "inputs": {"q": [0.5, 0.5]}}
+    assert all(a["inputs"] is None for q, a in ours.asked if q == "set_thresholds")
+    (account,) = [arguments for question, arguments in by_input.asked if question == "account"]
+    assert account["inputs"] == {"q": [9 * 20, 7 * 20]}
+    assert sparse.ratios["dense"].median == pytest.approx(0.010 / 0.008)
+    assert sparse.quotient is not None
+    assert dense.predicted is None

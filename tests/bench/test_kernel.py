@@ -55,8 +55,8 @@ def test_no_speed_is_given_of_a_kernel_that_is_wrong(small, monkeypatch):
     def wrong(x, weights):
         from sparseinfer.kernels.gated_ffn.reference import gated_ffn
 
-        found = gated_ffn(x, weights)
-        return found._replace(y=1.1 * found.y)
+        right = gated_ffn(x, weights)
+        return right._replace(y=1.1 * right.y)
 
     monkeypatch.setattr(kernel, "gated_ffn", wrong)
     with pytest.raises(NumericalError, match="off its reference"):

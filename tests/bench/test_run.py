@@ -54,6 +54,23 @@ def test_a_whole_benchmark():
 
 
 @pytest.mark.usefixtures("tiny")
+def test_thresholds_on_inputs():
+    result = run(weights=("int8",), rule="inputs", sparsity=(0.5,), baselines=("dense",))
+    content = json.loads(strict_json.dumps(result.as_json()))
+    assert content["settings"]["rule"] == "inputs"
+    assert "projection" in content["model"]["calibration"]["rule"]
+    (one,) = content["formats"]
+    assert list(one["sides"]) == ["sparseinfer", "sparseinfer by input"]
+    dense, sparse = one["rows"]
+    assert dense["sparsities"]["model_bytes"] == 0
+    assert sparse["sparsities"]["ffn_bytes"] == pytest.approx(0.5, abs=0.1)
+    assert sparse["predicted"] > 1.1
+    assert sparse["quotient"] == pytest.approx(
+        sparse["ratios"]["dense"]["median"] / sparse["predicted"]
+    )
+
+
+@pytest.mark.usefixtures("tiny")
 def test_contexts_that_do_not_fit_are_refused_before_loading():
     with pytest.raises(ConfigError, match="positions, the model has 2048"):
         run(context=2046, baselines=("dense",))

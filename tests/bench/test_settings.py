@@ -33,6 +33,8 @@ def plan(packed_as=None, has_thresholds=False, has_tokenizer=True, **settings):
         ({"sparsity": (-0.1,)}, "-0.1"),
         ({"sparsity": (float("nan"),)}, "nan"),
         ({"sparsity": ()}, "--sparsity is empty"),
+        ({"rule": "layers"}, "--rule 'layers' is not one of neurons, inputs"),
+        ({"rule": "inputs", "sparsity": (0.5, "own")}, "own goes with --rule neurons"),
         ({"batch": (0,)}, "--batch 0"),
         ({"batch": (17,)}, "--batch 17"),
         ({"pairs": 0}, "--pairs 0"),
@@ -74,6 +76,14 @@ def test_defaults_follow_the_model():
     assert plan(model=None, random_weights="llama2-7b", prefill=64).prefill == 64
 
 
+def test_inputs_have_targets_of_their_own():
+    found = plan(rule="inputs", has_thresholds=True)
+    assert found.targets == (0.0, 0.25, 0.5)
+    assert found.stores_by_input
+    assert not plan(rule="inputs", sparsity=(0.0,)).stores_by_input
+    assert not plan(sparsity=(0.5,)).stores_by_input
+
+
 def test_dense_comes_first_where_anything_is_compared_with_it():
     assert plan(sparsity=(0.9, 0.5), baselines=("dense",)).targets == (0.0, 0.9, 0.5)
     assert plan(sparsity=(0.9, 0.0), baselines=("llama.cpp",)).targets == (0.0, 0.9)
@@ -88,6 +98,7 @@ def test_dense_comes_first_where_anything_is_compared_with_it():
         ({"packed_as": "int8", "baselines": ("llama.cpp",)}, "before packing"),
         ({"packed_as": "int8", "sparsity": (0.5,)}, "calibrate"),
         ({"packed_as": "int8", "sparsity": ("own",)}, "without thresholds"),
+        ({"packed_as": "int8", "rule": "inputs", "sparsity": (0.5,)}, "calibrate"),
         ({"sparsity": ("own",)}, "without thresholds"),
         ({"huge_pages": True}, "--huge-pages"),
     ],

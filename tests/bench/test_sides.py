@@ -42,6 +42,43 @@ def test_thresholds_switch_and_rows_are_counted(ours, ids):
     assert ours.decode([ids], 5).up_rows == [5 * 128] * 3
 
 
+def test_thresholds_on_inputs_switch_and_are_counted(make_checkpoint, ours, ids):
+    by_input = SparseInferSide(
+        str(make_checkpoint().path), weights="bf16", threads=1, by_input=True
+    )
+    by_input.set_dense()
+    dense = by_input.decode([ids], 5)
+    assert dense.inputs == {}
+    ours.set_dense()
+    assert dense.ids == ours.decode([ids], 5).ids
+    off = {"up": [float("inf")] * 3, "o": [0.0, float("inf"), 0.0]}
+    by_input.set_thresholds([0.0] * 3, off)
+    run = by_input.decode([ids], 5)
+    assert run.inputs == {"o": [5 * 64, 0, 5 * 64], "up": [0, 0, 0]}
+    account = by_input.account(run.up_rows, run.down_rows, 5, 20.0, run.inputs)
+    whole = by_input.account(dense.up_rows, dense.down_rows, 5, 20.0)
+    skipped = 3 * 2 * 128 * row_bytes("bf16", 64) + 64 * row_bytes("bf16", 64)
+    assert whole["weight_bytes"] - account["weight_bytes"] == skipped
+    by_input.set_dense()
+    assert by_input.decode([ids], 5).ids == dense.ids
+
+
+def test_all_rules_that_a_model_came_with_return(make_sparse, ids):
+    side = SparseInferSide(
+        str(make_sparse(("q", "down"), mask="topk:9")), weights="bf16", threads=1
+    )
+    own = side.decode([ids], 4)
+    assert own.up_rows == [4 * 9] * len(own.up_rows)
+    side.set_dense()
+    dense = side.decode([ids], 4)
+    assert dense.inputs == {}
+    assert dense.up_rows[0] > own.up_rows[0]
+    side.set_thresholds(None)
+    again = side.decode([ids], 4)
+    assert (again.ids, again.up_rows, again.inputs) == (own.ids, own.up_rows, own.inputs)
+    assert own.inputs.keys() == {"q", "down"}
+
+
 def test_a_batch_is_what_its_sequences_are_alone(ours, ids):
     ours.set_thresholds([0.3] * 3)
     prompts = [ids, ids[::-1], ids[5:] + ids[:5]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -16,26 +17,30 @@ from sparseinfer.kernels.linear.cpu import CpuLinear
 from sparseinfer.kernels.sparse_input_linear.cpu import CpuSparseInputLinear
 from sparseinfer.kernels.threads import CpuPool
 
-Outputs = tuple[Tensor, ...]
+Outputs = tuple[Tensor | None, ...]
 THREADS = (1, 2, 3, 5)
 
 
-def same(found: Outputs, expected: Outputs) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+def given(outputs: Outputs) -> list[Tensor]:
+    return [one for one in outputs if one is not None]
+
+
+def same(found: Outputs, expected: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(given(found), expected, strict=True))
 
 
 def check(make: Callable[[CpuPool], Callable[[Tensor], Outputs]], x: Tensor) -> None:
     """Every number of threads, run and batch gives each row of x what it gets alone."""
-    alone = [make(CpuPool(1))(row[None]) for row in x]
-    expected = tuple(torch.cat(parts) for parts in zip(*alone, strict=True))
+    alone = [given(make(CpuPool(1))(row[None])) for row in x]
+    expected = [torch.cat(parts) for parts in zip(*alone, strict=True)]
     assert not torch.isnan(expected[0]).any()
     for threads in THREADS:
         op = make(CpuPool(threads))
         for _ in range(2):
             assert same(op(x), expected), threads
         for rows in range(1, 17) if threads == 1 else (1, 3, 16):
-            assert same(op(x[:rows]), tuple(part[:rows] for part in expected)), (threads, rows)
-        assert same(op(x[7:10]), tuple(part[7:10] for part in expected))
+            assert same(op(x[:rows]), [part[:rows] for part in expected]), (threads, rows)
+        assert same(op(x[7:10]), [part[7:10] for part in expected])
 
 
 @pytest.mark.parametrize("density", [0.1, 1])
@@ -44,6 +49,14 @@ def test_ffn(isa, format, density, phi, psi):
     x, weights = case(
         201, 777, phi=phi, psi=psi, format=format, density=density, rows=21, bias=True
     )
+    check(lambda pool: CpuGatedFfn(weights, pool, isa), x)
+
+
+def test_ffn_with_thresholds_on_neuron_outputs(isa, format):
+    x, weights = case(201, 777, format=format, density=0.5, rows=21, bias=True)
+    weights = dataclasses.replace(weights, down_input=0.1 * torch.rand(777))
+    counts = CpuGatedFfn(weights, CpuPool(1), isa)(x).counts.sum(0)
+    assert 0 < counts[1] < counts[0], "otherwise the thresholds decide nothing"
     check(lambda pool: CpuGatedFfn(weights, pool, isa), x)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from decoder_oracle import feed, text, tolerance, toy
+from decoder_oracle import feed, near_nothing, text, tolerance, toy
 from ffn_oracle import VARIANTS, case, oracle
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from matrices import EPS, bundle, matrix, product, relative, terms, values
 
 from sparseinfer.kernels.gated_ffn.cpu import CpuGatedFfn
+from sparseinfer.kernels.input_mask import PROJECTIONS
 from sparseinfer.kernels.isa import isa_available
 from sparseinfer.kernels.linear.cpu import CpuLinear
 from sparseinfer.kernels.matrix import FORMATS
@@ -145,3 +146,59 @@ def test_decoder(
     decoder = model.decoder(POOLS[threads], isa)
     logits, _ = feed(decoder, model.tables(10), model.sequence(), ids, chunk)
     assert relative(logits, model.answer(ids)[0]) < 5 * tolerance(format, torch.float32, layers)
+
+
+@fuzz(60)
+@given(
+    kv_heads=st.integers(1, 2),
+    head_dim=st.integers(1, 40).map(lambda half: 2 * half),
+    hidden=st.integers(2, 260),
+    intermediate=st.integers(1, 260),
+    sparse=st.sets(st.sampled_from(PROJECTIONS)),
+    by_input=st.sets(st.sampled_from(PROJECTIONS[:-1])),
+    density=st.floats(0.1, 0.9),
+    phi=st.sampled_from(["silu", "relu"]),
+    bias=st.booleans(),
+    input_relu=st.booleans(),
+    chunk=st.integers(1, 10),
+    **COMMON,
+)
+def test_decoder_with_thresholds_on_inputs(
+    kv_heads,
+    head_dim,
+    hidden,
+    intermediate,
+    sparse,
+    by_input,
+    density,
+    phi,
+    bias,
+    input_relu,
+    chunk,
+    format,
+    threads,
+    isa,
+    seed,
+):
+    model = toy(
+        format,
+        heads=2 * kv_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        hidden=hidden,
+        intermediate=intermediate,
+        phi=phi,
+        bias=bias,
+        sparse=sparse,
+        by_input=by_input,
+        input_relu=input_relu,
+        seed=seed,
+    )
+    ids = text(10, seed)
+    model.answer(ids, near_nothing(density, seed))
+    decoder = model.decoder(POOLS[threads], isa)
+    logits, counts = feed(decoder, model.tables(10), model.sequence(), ids, chunk)
+    expected, wanted = model.answer(ids)
+    assert relative(logits, expected) < 5 * tolerance(format, torch.float32, 2)
+    if format in ("fp32", "bf16"):
+        assert torch.equal(counts.long(), wanted)

@@ -107,15 +107,47 @@ def test_the_compiled_module_checks_what_could_read_out_of_bounds(pool):
     good = native.Matrix(rows, 0, 4)
     with pytest.raises(ValueError, match="bias must have 6 elements"):
         native.Linear(good, torch.ones(5))
-    short = native.Matrix(torch.ones(5, 4), 0, 4)
-    with pytest.raises(ValueError, match="differ in shape or format"):
-        native.GatedFfn(good, short, good, torch.ones(6), None, None, None, 0, 0)
-    with pytest.raises(ValueError, match="threshold must have 6 elements"):
-        native.GatedFfn(good, good, good, torch.ones(5), None, None, None, 0, 0)
-    with pytest.raises(ValueError, match="phi or psi out of range"):
-        native.GatedFfn(good, good, good, torch.ones(6), None, None, None, 3, 0)
     with pytest.raises(ValueError, match="bias must have 4 elements"):
         native.SparseInputLinear(good, torch.ones(6), torch.ones(6))
+    for by_input, bias, threshold in ((False, 6, 4), (True, 4, 6)):
+        native.Projection(good, torch.ones(bias), torch.ones(threshold), by_input)
+        with pytest.raises(ValueError, match=f"bias must have {bias} elements"):
+            native.Projection(good, torch.ones(threshold), None, by_input)
+        with pytest.raises(ValueError, match=f"threshold must have {threshold} elements"):
+            native.Projection(good, None, torch.ones(bias), by_input)
+
+
+def test_the_compiled_ffn_checks_what_could_read_out_of_bounds(pool):
+    native = isa_module.native()
+    good, turned = native.Matrix(torch.ones(6, 4), 0, 4), native.Matrix(torch.ones(4, 6), 0, 6)
+
+    def ffn(gate=good, up=good, threshold=6, **changes):
+        vectors = dict.fromkeys(
+            ("gate_bias", "up_bias", "down_bias", "gate_input", "up_input", "down_input")
+        )
+        choices = {"phi": 0, "psi": 0, "gate_by_input": False, "up_by_input": False, "top_k": 0}
+        arguments = vectors | choices | changes
+        return native.GatedFfn(gate, up, good, torch.ones(threshold), **arguments)
+
+    assert ffn(gate=turned, up=turned, gate_by_input=True, up_by_input=True)
+    short = native.Matrix(torch.ones(5, 4), 0, 4)
+    for changes in ({"up": short}, {"gate": turned}, {"up_by_input": True}):
+        with pytest.raises(ValueError, match="differ in shape or format"):
+            ffn(**changes)
+    with pytest.raises(ValueError, match="threshold must have 6 elements"):
+        ffn(threshold=5)
+    for name, size in (("gate_input", 4), ("up_input", 4), ("down_input", 6)):
+        with pytest.raises(ValueError, match=f"{name} must have {size} elements"):
+            ffn(**{name: torch.ones(10 - size)})
+    for changes in ({"phi": 3}, {"psi": -1}, {"top_k": -1}):
+        with pytest.raises(ValueError, match="phi, psi or top_k out of range"):
+            ffn(**changes)
+    x = torch.ones(1, 4)
+    for changes in ({"top_k": 2}, {"up_input": torch.ones(4)}):
+        with pytest.raises(ValueError, match="in a decode step only"):
+            ffn(**changes).call(pool.native, "portable", x.data_ptr(), x.data_ptr(), 0, 1)
+    with pytest.raises(ValueError, match="rows, count or k out of range"):
+        native.keep_largest(x.data_ptr(), 1, 4, -1, pool.native)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True])

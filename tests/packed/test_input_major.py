@@ -74,6 +74,22 @@ def test_every_matrix_is_the_checkpoints_in_its_layout(make_sparse, packed, weig
             assert torch.equal(one.bias, stored[arch.attention_name(index, name, "bias")])
 
 
+@pytest.mark.parametrize("weights", FORMATS)
+def test_matrices_by_input_without_thresholds(make_sparse, make_model, weights):
+    """The same matrices as of a model with thresholds, and none of those."""
+    formats = WeightFormats.of(weights)
+    expected = pack(Checkpoint.open(make_sparse(TEAL)), formats)
+    found = pack(Checkpoint.open(make_model()), formats, by_input=TEAL)
+    assert not found.input_thresholds
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        assert one.ffn.gate_by_input
+        assert one.ffn.up_by_input
+        assert [part.by_input for part in one.apart] == [True] * 4
+        assert one.matrices.keys() == other.matrices.keys()
+        for name, matrix in one.matrices.items():
+            assert torch.equal(matrix.float(), other.matrices[name].float()), name
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_thresholds_come_along(make_sparse, packed, case):
     folder = make_sparse(CASES[case])

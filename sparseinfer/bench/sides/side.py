@@ -21,6 +21,8 @@ class DecodeRun:
     """Rows of up (of down) that were read in each layer, summed over steps and sequences; None
     where the engine reads all of them."""
     down_rows: list[int] | None = None
+    inputs: dict[str, list[int]] | None = None
+    """Inputs that counted, likewise, of projections with thresholds on them."""
 
 
 class Side(Protocol):

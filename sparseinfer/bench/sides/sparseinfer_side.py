@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from sparseinfer.bench.sides.side import DecodeRun
-from sparseinfer.engine import load
+from sparseinfer.engine import Model
 from sparseinfer.engine.torch_threads import torch_threads
 from sparseinfer.kernels.bandwidth import read_bandwidth
+from sparseinfer.kernels.input_mask import PROJECTIONS
 from sparseinfer.kernels.isa import choose_isa
 from sparseinfer.kernels.matrix import row_bytes
 from sparseinfer.kernels.threads import CpuPool
+from sparseinfer.packed import open_model
 from sparseinfer.sparsity import SparsityCounts, bytes_per_token, sparsities
 from sparseinfer.version import __version__
 
@@ -30,14 +32,31 @@ class SparseInferSide:
         weights: auto | bf16 | int8 | int4 | fp32.
         threads: of the kernels.
         huge_pages: of a packed artifact.
+        by_input: store all projections of a checkpoint by input, for thresholds on these.
 
     Raises:
-        SparseInferError: whatever `engine.load` refuses.
+        SparseInferError: whatever `engine.Model` refuses.
     """
 
-    def __init__(self, model: str, *, weights: str, threads: int, huge_pages: bool = False) -> None:
-        self._model = load(model, weights=weights, threads=threads, huge_pages=huge_pages)
+    def __init__(
+        self,
+        model: str,
+        *,
+        weights: str,
+        threads: int,
+        huge_pages: bool = False,
+        by_input: bool = False,
+    ) -> None:
+        self._model = Model(
+            open_model(model),
+            weights=weights,
+            threads=threads,
+            huge_pages=huge_pages,
+            by_input=PROJECTIONS if by_input else (),
+        )
         self._own = [threshold.clone() for threshold in self._model.thresholds]
+        self._own_inputs = self._model.input_thresholds
+        self._own_top_k = self._model.top_k
 
     def describe(self) -> dict[str, Any]:
         formats = self._model.formats
@@ -64,13 +83,43 @@ class SparseInferSide:
             },
         }
 
-    def set_thresholds(self, layers: Sequence[float] | None) -> None:
-        """One threshold for all neurons of each layer; None: those the model came with."""
+    def set_thresholds(
+        self,
+        layers: Sequence[float] | None,
+        inputs: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Decides what rests.
+
+        Args:
+            layers: one threshold for all neurons of each layer; None: all rules that the model came
+                with.
+            inputs: projection -> one threshold for all its inputs in each layer; None: none.
+        """
         if layers is None:
-            self._model.set_thresholds(self._own)
+            self._set(self._own, self._own_inputs, self._own_top_k)
             return
-        width = self._model.config.intermediate_size
-        self._model.set_thresholds([torch.full((width,), value) for value in layers])
+        config = self._model.config
+
+        def same(values: Sequence[float], size: int) -> list[torch.Tensor]:
+            return [torch.full((size,), value) for value in values]
+
+        thresholds = {
+            name: same(values, config.inputs_of(name)) for name, values in (inputs or {}).items()
+        }
+        self._set(same(layers, config.intermediate_size), thresholds, None)
+
+    def _set(
+        self,
+        layers: Sequence[torch.Tensor],
+        inputs: Mapping[str, Sequence[torch.Tensor]],
+        top_k: int | None,
+    ) -> None:
+        model = self._model
+        model.set_thresholds(layers)
+        if inputs or model.input_thresholds:
+            model.set_input_thresholds(inputs)
+        if top_k != model.top_k:
+            model.set_top_k(top_k)
 
     def set_dense(self) -> None:
         """Thresholds of 0: every neuron whose activation is not 0 is computed."""
@@ -83,7 +132,12 @@ class SparseInferSide:
         ids = list(generation)
         counts = generation.sparsity
         return DecodeRun(
-            generation.decode_seconds, steps, [ids], list(counts.up_rows), list(counts.down_rows)
+            generation.decode_seconds,
+            steps,
+            [ids],
+            list(counts.up_rows),
+            list(counts.down_rows),
+            {name: list(used) for name, used in counts.inputs.items()},
         )
 
     def _decode_batch(self, prompts: Sequence[Sequence[int]], steps: int) -> DecodeRun:
@@ -121,21 +175,29 @@ class SparseInferSide:
         return read_bandwidth(CpuPool(self._model.threads), _BANDWIDTH_BYTES)
 
     def account(
-        self, up_rows: Sequence[int], down_rows: Sequence[int], tokens: int, context: float
+        self,
+        up_rows: Sequence[int],
+        down_rows: Sequence[int],
+        tokens: int,
+        context: float,
+        inputs: Mapping[str, Sequence[int]] | None = None,
     ) -> dict[str, Any]:
         """Bytes per token and the three sparsities of rows counted over `tokens` tokens.
 
         Args:
+            inputs: as in `DecodeRun`.
             context: positions attended to, on average.
         """
         config, formats = self._model.config, self._model.formats
-        counts = SparsityCounts(tokens, tuple(up_rows), tuple(down_rows))
+        used = {name: tuple(counted) for name, counted in (inputs or {}).items()}
+        counts = SparsityCounts(tokens, tuple(up_rows), tuple(down_rows), used)
         seen = tokens * config.intermediate_size
         read = bytes_per_token(
             config,
             formats,
             [rows / seen for rows in up_rows],
             [rows / seen for rows in down_rows],
+            inputs=counts.input_density(config),
             context=round(context),
         )
         return {

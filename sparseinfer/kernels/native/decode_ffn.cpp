@@ -8,8 +8,6 @@
 namespace sparseinfer {
 namespace {
 
-constexpr int64_t kActivateChunk = 256;    // neurons
-
 int64_t chunks(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 }  // namespace
@@ -24,6 +22,11 @@ void StepMember::ffn(const LayerView &layer) {
     if (!ffn.up_by_input && !shared)
         wants[wanted++] = {ffn.up.format, ffn.up_input, Part::up, 1};
     prepare(w_.hidden, hidden_, Norm::layer, layer.ffn_norm, wants, wanted);
+    if (needs_all_gates(ffn)) {
+        all_gates(ffn);
+        activate_all(ffn);
+        if (ffn.up_by_input) return down_by_input(ffn);
+    }
 
     FfnCall call{};
     call.inputs = inputs_[0];
@@ -34,16 +37,11 @@ void StepMember::ffn(const LayerView &layer) {
     call.partial = w_.partial;
     call.width = accumulator_width(ffn.down);
     call.reads = w_.reads;
+    call.a = w_.g;
     call.scratch = w_.ffn_scratch + thread_ * kernels_.ffn_scratch();
-    if (needs_all_gates(ffn))
-        ffn_from_all_gates(ffn, call);
-    else
-        kernels_.ffn_ranges(ffn, call, thread_, team_.counter(phase_++));
-
-    if (layer_ + 1 == static_cast<int64_t>(model_.layers.size()))
-        fetch_start(model_.head, thread_ * rows_per_chunk(model_.head, team_.threads()));
-    else if (const LayerView &next = model_.layers[layer_ + 1]; !next.apart)
-        fetch_start(next.qkv, thread_ * model_.head_dim);
+    (needs_all_gates(ffn) ? kernels_.ffn_given : kernels_.ffn_ranges)(ffn, call, thread_,
+                                                                      team_.counter(phase_++));
+    fetch_next_layer();
     team_.meet();
 
     const int64_t sums = chunks(hidden_, kSumColumns);
@@ -54,22 +52,34 @@ void StepMember::ffn(const LayerView &layer) {
             return;
         }
         const int64_t ranges = range_count(ffn.intermediate, ffn.range);
-        const int64_t columns = model_.counts_inputs ? 2 + kParts : 2;
         for (int64_t b = 0; b < w_.count; b++) {
-            int32_t *out = w_.counts + (layer_ * w_.count + b) * columns;
-            out[0] = out[1] = 0;
+            int64_t up = 0, down = 0;
             for (int64_t s = 0; s < ranges; s++) {
-                out[0] += w_.reads[(s * w_.count + b) * 2];
-                out[1] += w_.reads[(s * w_.count + b) * 2 + 1];
+                up += w_.reads[(s * w_.count + b) * 2];
+                down += w_.reads[(s * w_.count + b) * 2 + 1];
             }
-            if (ffn.down_input) count_inputs(b, Part::down, out[1]);
+            count_neurons(ffn, b, up, down);
         }
     });
 }
 
+void StepMember::fetch_next_layer() const {
+    if (layer_ + 1 == static_cast<int64_t>(model_.layers.size()))
+        fetch_start(model_.head, thread_ * rows_per_chunk(model_.head, team_.threads()));
+    else if (const LayerView &next = model_.layers[layer_ + 1]; !next.apart)
+        fetch_start(next.qkv, thread_ * model_.head_dim);
+}
+
+void StepMember::count_neurons(const FfnWeights &ffn, int64_t row, int64_t up, int64_t down) {
+    int32_t *out = counts(row);
+    out[0] = static_cast<int32_t>(up);
+    out[1] = static_cast<int32_t>(down);
+    if (ffn.down_input) count_inputs(row, Part::down, down);
+}
+
 // Where a neuron cannot go on alone: its gate or up value is a sum over inputs, or the mask depends
 // on all gate values of its row.
-void StepMember::ffn_from_all_gates(const FfnWeights &ffn, FfnCall &call) {
+void StepMember::all_gates(const FfnWeights &ffn) {
     const int64_t n = ffn.intermediate;
     ByInput products[2]{};
     if (ffn.gate_by_input) {
@@ -82,39 +92,74 @@ void StepMember::ffn_from_all_gates(const FfnWeights &ffn, FfnCall &call) {
     }
     const int64_t step = rows_per_chunk(ffn.gate, team_.threads());
     const int64_t gates = ffn.gate_by_input ? products[0].ranges : chunks(n, step);
-    team_.claim(phase_++, thread_, gates + products[1].ranges, [&](int64_t unit, int64_t) {
+    const auto range = [&](int64_t unit) {
+        const bool by_input = unit >= gates || (unit >= 0 && ffn.gate_by_input);
+        if (!by_input) return SparseInputRange{};
+        return range_of(products[unit >= gates], unit < gates ? unit : unit - gates);
+    };
+    team_.claim(phase_++, thread_, gates + products[1].ranges, [&](int64_t unit,
+                                                                  int64_t following) {
         if (unit >= gates || ffn.gate_by_input) {
-            const ByInput &product = products[unit >= gates];
-            kernels_.sparse_input_range(product.weights, product.call,
-                                        unit < gates ? unit : unit - gates);
+            kernels_.sparse_input_range(range(unit), range(following));
             return;
         }
+        const bool on = following >= 0 && following < gates;
         const int64_t begin = unit * step;
         kernels_.dot_rows(ffn.gate, ffn.gate_bias, inputs_[0], w_.count, begin,
-                          std::min(begin + step, n), -1, w_.g + begin, n);
+                          std::min(begin + step, n), on ? following * step : -1, w_.g + begin, n);
     });
     team_.meet();
     const int64_t gate_sums = ffn.gate_by_input ? products[0].chunks + 1 : 0;
     const int64_t up_sums = ffn.up_by_input ? products[1].chunks + 1 : 0;
+    if (gate_sums + up_sums == 0) return;
     team_.claim(phase_++, thread_, gate_sums + up_sums, [&](int64_t unit, int64_t) {
         sum_by_input(products[unit >= gate_sums], unit < gate_sums ? unit : unit - gate_sums);
     });
     team_.meet();
+}
+
+// Makes activations of gate values, and neuron outputs of these where up values are there.
+void StepMember::activate_all(const FfnWeights &ffn) {
+    const int64_t n = ffn.intermediate;
+    const auto outputs = [&](int64_t chunk, int64_t b, int64_t begin, int64_t end) {
+        if (ffn.up_by_input)
+            w_.kept[chunk * w_.count + b] = static_cast<int32_t>(
+                kernels_.neuron_outputs(ffn, w_.g + b * n, w_.u + b * n, begin, end));
+    };
     team_.claim(phase_++, thread_, chunks(n, kActivateChunk), [&](int64_t chunk, int64_t) {
         const int64_t begin = chunk * kActivateChunk, end = std::min(begin + kActivateChunk, n);
-        for (int64_t b = 0; b < w_.count; b++)
+        for (int64_t b = 0; b < w_.count; b++) {
             kernels_.activate_neurons(ffn, w_.g + b * n, begin, end);
+            if (ffn.top_k == 0) outputs(chunk, b, begin, end);
+        }
     });
     team_.meet();
-    if (ffn.top_k > 0) {
-        team_.claim(phase_++, thread_, w_.count, [&](int64_t b, int64_t) {
-            keep_largest(w_.g + b * n, n, ffn.top_k);
-        });
-        team_.meet();
-    }
-    call.a = w_.g;
-    call.u = ffn.up_by_input ? w_.u : nullptr;
-    kernels_.ffn_given(ffn, call, thread_, team_.counter(phase_++));
+    if (ffn.top_k == 0) return;
+    team_.claim(phase_++, thread_, w_.count, [&](int64_t b, int64_t) {
+        keep_largest(w_.g + b * n, n, ffn.top_k);
+        outputs(0, b, 0, n);
+    });
+    team_.meet();
+}
+
+// Neuron outputs are known: down is stored by them.
+void StepMember::down_by_input(const FfnWeights &ffn) {
+    const ProjectionView down{ffn.down, ffn.down_bias, nullptr, true};
+    const ByInput product = by_input(down, Part::down, w_.g, w_.hidden, hidden_, true, 0);
+    claim_ranges(product);
+    fetch_next_layer();
+    team_.meet();
+    const int64_t counted = ffn.top_k > 0 ? 1 : chunks(ffn.intermediate, kActivateChunk);
+    team_.claim(phase_++, thread_, product.chunks + 1, [&](int64_t unit, int64_t) {
+        if (unit < product.chunks) return sum_by_input(product, unit);
+        for (int64_t b = 0; b < w_.count; b++) {
+            int64_t kept = 0, read = 0;
+            for (int64_t chunk = 0; chunk < counted; chunk++) kept += w_.kept[chunk * w_.count + b];
+            for (int64_t s = 0; s < product.ranges; s++)
+                read += product.call.reads[s * w_.count + b];
+            count_neurons(ffn, b, kept, read);
+        }
+    });
 }
 
 }  // namespace sparseinfer

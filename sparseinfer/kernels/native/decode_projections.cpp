@@ -35,6 +35,18 @@ StepMember::ByInput StepMember::by_input(const ProjectionView &projection, Part 
     return product;
 }
 
+SparseInputRange StepMember::range_of(const ByInput &product, int64_t range) {
+    return {&product.weights, &product.call, range};
+}
+
+void StepMember::claim_ranges(const ByInput &product) {
+    team_.claim(phase_++, thread_, product.ranges, [&](int64_t range, int64_t following) {
+        kernels_.sparse_input_range(
+            range_of(product, range),
+            following < 0 ? SparseInputRange{} : range_of(product, following));
+    });
+}
+
 void StepMember::sum_by_input(const ByInput &product, int64_t unit) {
     if (unit < product.chunks) {
         const int64_t begin = unit * kSumColumns;
@@ -88,16 +100,23 @@ void StepMember::project_apart(const LayerView &layer) {
         first[p + 1] = first[p] + (part.by_input ? products[p].ranges : heads[p]);
         first_sum[p + 1] = first_sum[p] + (part.by_input ? products[p].chunks + 1 : 0);
     }
-    team_.claim(phase_++, thread_, first[3], [&](int64_t unit, int64_t) {
-        const int p = unit < first[1] ? 0 : unit < first[2] ? 1 : 2;
+    const auto part_of = [&](int64_t unit) { return unit < first[1] ? 0 : unit < first[2] ? 1 : 2; };
+    const auto range = [&](int64_t unit) {
+        const int p = unit < 0 ? -1 : part_of(unit);
+        const bool by_input = p >= 0 && layer.parts[p].by_input;
+        return by_input ? range_of(products[p], unit - first[p]) : SparseInputRange{};
+    };
+    team_.claim(phase_++, thread_, first[3], [&](int64_t unit, int64_t following) {
+        const int p = part_of(unit);
         const ProjectionView &part = layer.parts[p];
         if (part.by_input) {
-            kernels_.sparse_input_range(products[p].weights, products[p].call, unit - first[p]);
+            kernels_.sparse_input_range(range(unit), range(following));
             return;
         }
+        const bool on = following >= 0 && part_of(following) == p;
         const int64_t begin = (unit - first[p]) * head_dim;
-        kernels_.dot_rows(part.weight, part.bias, inputs_[p], w_.count, begin, begin + head_dim, -1,
-                          out[p] + begin, qkv_rows_);
+        kernels_.dot_rows(part.weight, part.bias, inputs_[p], w_.count, begin, begin + head_dim,
+                          on ? (following - first[p]) * head_dim : -1, out[p] + begin, qkv_rows_);
     });
     team_.meet();
     team_.claim(phase_++, thread_, first_sum[3], [&](int64_t unit, int64_t) {
@@ -150,9 +169,7 @@ void StepMember::add_out_rows(const ProjectionView &o) {
 
 void StepMember::add_out_by_input(const ProjectionView &o) {
     const ByInput product = by_input(o, Part::o, w_.attended, w_.hidden, hidden_, true, 0);
-    team_.claim(phase_++, thread_, product.ranges, [&](int64_t range, int64_t) {
-        kernels_.sparse_input_range(product.weights, product.call, range);
-    });
+    claim_ranges(product);
     team_.meet();
     team_.claim(phase_++, thread_, product.chunks + 1,
                 [&](int64_t unit, int64_t) { sum_by_input(product, unit); });

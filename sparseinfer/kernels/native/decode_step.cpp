@@ -9,7 +9,7 @@ namespace sparseinfer {
 namespace {
 
 // As `keeps` in ffn.inl: NaN counts.
-bool counts(float x, float threshold) {
+bool reaches(float x, float threshold) {
     return (__builtin_fabsf(x) >= threshold || x != x) && x != 0.0f;
 }
 
@@ -17,7 +17,7 @@ bool counts(float x, float threshold) {
 int64_t mask_inputs(const float *x, const float *threshold, int64_t n, float *out) {
     int64_t used = 0;
     for (int64_t j = 0; j < n; j++) {
-        const bool counted = counts(x[j], threshold[j]);
+        const bool counted = reaches(x[j], threshold[j]);
         out[j] = counted ? x[j] : 0.0f;
         used += counted;
     }
@@ -75,10 +75,13 @@ void *StepMember::input_memory(int slot, int64_t row) const {
     return w_.inputs + ((copy * w_.slots + slot) * w_.count + row) * w_.input_bytes;
 }
 
+// Of one row in this layer.
+int32_t *StepMember::counts(int64_t row) const {
+    return w_.counts + (layer_ * w_.count + row) * (model_.counts_inputs ? 2 + kParts : 2);
+}
+
 void StepMember::count_inputs(int64_t row, Part part, int64_t used) {
-    if (!model_.counts_inputs) return;
-    int32_t *out = w_.counts + (layer_ * w_.count + row) * (2 + kParts);
-    out[2 + static_cast<int>(part)] = static_cast<int32_t>(used);
+    if (model_.counts_inputs) counts(row)[2 + static_cast<int>(part)] = static_cast<int32_t>(used);
 }
 
 // Norms rows [from, count) of x where there is a norm, and fills `inputs_` for what is wanted of

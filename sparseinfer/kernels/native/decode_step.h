@@ -42,10 +42,16 @@ struct StepWork {
     int32_t *by_input_reads[kSlots];
     int64_t by_input_floats[kSlots];    // of a row
     int64_t by_input_ranges[kSlots];
-    float *g;           // [count, intermediate], where all gates must be there first
+    // [count, intermediate], where all gates must be there first. Of g become activations, then
+    // neuron outputs where all of u is there too.
+    float *g;
     float *u;
     int64_t neurons;    // 0 where no layer needs them
+    int32_t *kept;      // [chunks of neurons, count]
 };
+
+// Neurons that are activated together.
+constexpr int64_t kActivateChunk = 256;
 
 class StepMember {
 public:
@@ -79,10 +85,14 @@ private:
                  int wanted, int64_t from = 0);
     float *masked(int slot, int64_t row) const;
     void *input_memory(int slot, int64_t row) const;
+    int32_t *counts(int64_t row) const;
     void count_inputs(int64_t row, Part part, int64_t used);
+    void count_neurons(const FfnWeights &ffn, int64_t row, int64_t up, int64_t down);
 
     ByInput by_input(const ProjectionView &projection, Part part, const float *x, float *y,
                      int64_t y_stride, bool add, int slot) const;
+    static SparseInputRange range_of(const ByInput &product, int64_t range);
+    void claim_ranges(const ByInput &product);
     void sum_by_input(const ByInput &product, int64_t unit);
 
     void project_together(const LayerView &layer);
@@ -94,7 +104,10 @@ private:
     void add_out_rows(const ProjectionView &o);
     void add_out_by_input(const ProjectionView &o);
     void ffn(const LayerView &layer);
-    void ffn_from_all_gates(const FfnWeights &ffn, FfnCall &call);
+    void all_gates(const FfnWeights &ffn);
+    void activate_all(const FfnWeights &ffn);
+    void down_by_input(const FfnWeights &ffn);
+    void fetch_next_layer() const;
     void head();
 
     CacheView cache(const TokenRow &row, uint8_t *base) const;

@@ -58,6 +58,7 @@ void measure_layer(const ModelView &model, const LayerView &layer, const Kernels
     work.ranges = std::max(work.ranges, range_count(ffn.intermediate, ffn.range));
     work.width = std::max(work.width, accumulator_width(ffn.down));
     if (needs_all_gates(ffn)) work.neurons = std::max(work.neurons, ffn.intermediate);
+    if (ffn.up_by_input) by_input(ffn.down, 0);
 }
 
 }  // namespace
@@ -103,6 +104,7 @@ void Decoder::step(const TokenRow *rows, int64_t count, const float *cos, const 
         }
         work.g = arena.take<float>(count * work.neurons);
         work.u = arena.take<float>(count * work.neurons);
+        work.kept = arena.take<int32_t>(count * (work.neurons / kActivateChunk + 1));
     };
     Arena measure;
     lay_out(measure);

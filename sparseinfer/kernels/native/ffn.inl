@@ -128,19 +128,16 @@ void finish_batch(const FfnWeights &w, const FfnCall &call, FfnBatch &batch, Ffn
     // With a psi or a threshold that drops neurons, which rows of down are needed is not known yet.
     const bool known = w.psi == Psi::id && !w.down_input;
     Soon soon{down, known ? batch.count : 0, next.bytes};
-    if (call.u) soon.fetch(kBatch);    // no up row is there to ask for them
     for (int i0 = 0; i0 < batch.count; i0 += 16) {
         const int count = batch.count - i0 < 16 ? batch.count - i0 : 16;
-        if (!call.u) {
-            const uint8_t *rows[16];
-            for (int i = 0; i < count; i++) rows[i] = row_of(w.up, batch.neuron[i0 + i]);
-            dot_sixteen<F>(rows, count, batch.mask + i0, inputs, call.rows, n, soon, s.u);
-        }
+        const uint8_t *rows[16];
+        for (int i = 0; i < count; i++) rows[i] = row_of(w.up, batch.neuron[i0 + i]);
+        dot_sixteen<F>(rows, count, batch.mask + i0, inputs, call.rows, n, soon, s.u);
         for (int64_t b = 0; b < call.rows; b++)
             for (int i = 0; i < count; i++) {
                 const int32_t neuron = batch.neuron[i0 + i];
-                float u = call.u ? call.u[b * w.intermediate + neuron] : s.u[b][i];
-                if (w.up_bias && !call.u) u += w.up_bias[neuron];
+                float u = s.u[b][i];
+                if (w.up_bias) u += w.up_bias[neuron];
                 if (w.psi == Psi::relu) u = relu(u);
                 const bool kept = batch.mask[i0 + i] >> b & 1;
                 float h = kept ? batch.a[b][i0 + i] * u : 0.0f;
@@ -246,17 +243,33 @@ void activate_neurons(const FfnWeights &w, float *g, int64_t begin, int64_t end)
     }
 }
 
-// The neurons of a batch need not be near each other here: which are kept is known beforehand.
+int64_t neuron_outputs(const FfnWeights &w, float *a, const float *u, int64_t begin, int64_t end) {
+    int64_t kept = 0;
+    for (int64_t i = begin; i < end; i++) {
+        if (a[i] == 0.0f) continue;
+        kept++;
+        const float h = a[i] * (w.psi == Psi::relu ? relu(u[i]) : u[i]);
+        a[i] = w.down_input && !keeps(h, w.down_input[i]) ? 0.0f : h;
+    }
+    return kept;
+}
+
+// Two batches take turns, as above: adding down rows of one asks for the up rows of the other.
 template <Format F>
 void ffn_given_of(const FfnWeights &w, const FfnCall &call, int64_t first, int64_t *next) {
     FfnScratch &s = *static_cast<FfnScratch *>(call.scratch);
-    FfnBatch &batch = s.batches[0];
     const int64_t ranges = (w.intermediate + w.range - 1) / w.range;
     const int64_t row_bytes = bytes_per_row<F>(w.hidden);
-    batch.count = 0;
-    const auto finish = [&] {
-        Soon nothing{nullptr, 0, row_bytes};
-        finish_batch<F>(w, call, batch, s, nothing);
+    int now = 0;
+    for (FfnBatch &batch : s.batches) batch.count = 0;
+    const auto take_turns = [&] {
+        const FfnBatch &batch = s.batches[now];
+        const uint8_t *up[kEnough];
+        for (int i = 0; i < batch.count; i++) up[i] = row_of(w.up, batch.neuron[i]);
+        Soon soon{up, batch.count, row_bytes};
+        now = 1 - now;
+        finish_batch<F>(w, call, s.batches[now], s, soon);
+        soon.fetch(kEnough);    // ups that no down row asked for
     };
     for (int64_t range = first; range < ranges;
          range = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) {
@@ -264,8 +277,9 @@ void ffn_given_of(const FfnWeights &w, const FfnCall &call, int64_t first, int64
         const int64_t end = smaller(begin + w.range, w.intermediate);
         int32_t *reads = call.reads + range * call.rows * 2;
         for (int64_t b = 0; b < 2 * call.rows; b++) reads[b] = 0;
-        batch.range = range;
+        s.batches[now].range = range;
         for (int64_t i = begin; i < end; i++) {
+            FfnBatch &batch = s.batches[now];
             uint16_t mask = 0;
             for (int64_t b = 0; b < call.rows; b++) {
                 const float a = call.a[b * w.intermediate + i];
@@ -275,13 +289,15 @@ void ffn_given_of(const FfnWeights &w, const FfnCall &call, int64_t first, int64
                 reads[2 * b]++;
             }
             if (!mask) continue;
-            if (!call.u) prefetch_start(row_of(w.up, i), row_bytes);
             batch.neuron[batch.count] = static_cast<int32_t>(i);
             batch.mask[batch.count++] = mask;
-            if (batch.count == 16) finish();
+            if (batch.count < kEnough) continue;
+            take_turns();
+            s.batches[now].range = range;
         }
-        finish();
+        if (s.batches[now].count > 0) take_turns();
     }
+    take_turns();
 }
 
 void ffn_given(const FfnWeights &w, const FfnCall &call, int64_t first, int64_t *next) {

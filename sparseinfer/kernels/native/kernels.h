@@ -80,7 +80,6 @@ struct FfnCall {
     int32_t *reads;         // [ranges, rows, 2]: rows of up, rows of down
     const Input *up_inputs; // [rows] of up; null: those of gate
     const float *a;         // ffn_given: [rows, intermediate], 0 where a neuron is not kept
-    const float *u;         // ffn_given: [rows, intermediate], bias added; null: up is multiplied
     void *scratch;          // ffn_scratch() bytes of the calling thread's own
 };
 
@@ -101,6 +100,13 @@ struct SparseInputCall {
     float *partial;      // [ranges, rows, width]
     int64_t width;
     int32_t *reads;      // [ranges, rows]
+};
+
+// One range of inputs of one product.
+struct SparseInputRange {
+    const SparseInputWeights *weights;    // null: none
+    const SparseInputCall *call;
+    int64_t range;
 };
 
 // Keys or values of one sequence in one layer: [kv_heads, positions, head_dim].
@@ -173,12 +179,17 @@ struct Kernels {
     void (*ffn_ranges)(const FfnWeights &, const FfnCall &, int64_t first, int64_t *next);
     // In place: g[begin:end] of one row becomes phi(g), and 0 where the threshold drops a neuron.
     void (*activate_neurons)(const FfnWeights &, float *g, int64_t begin, int64_t end);
+    // In place: a[begin:end] of one row becomes the neurons' outputs h, given u [intermediate] with
+    // its bias. Returns how many neurons of them are kept.
+    int64_t (*neuron_outputs)(const FfnWeights &, float *a, const float *u, int64_t begin,
+                              int64_t end);
     // As ffn_ranges, of neurons whose activations `a` are known.
     void (*ffn_given)(const FfnWeights &, const FfnCall &, int64_t first, int64_t *next);
     // y[:, begin:end] from the ranges' accumulators, added in order of range; `begin` is a multiple
     // of kSumColumns.
     void (*ffn_sum)(const FfnWeights &, const FfnCall &, int64_t begin, int64_t end);
-    void (*sparse_input_range)(const SparseInputWeights &, const SparseInputCall &, int64_t range);
+    // Fills the accumulators of a range. `following`: where the thread goes on afterwards.
+    void (*sparse_input_range)(const SparseInputRange &, const SparseInputRange &following);
     void (*sparse_input_sum)(const SparseInputWeights &, const SparseInputCall &, int64_t begin,
                              int64_t end);
     // One row of a matrix as fp32 [columns].

@@ -67,6 +67,7 @@ extern const Kernels SPARSEINFER_JOIN(kernels_, SPARSEINFER_ISA) = {
     ffn_scratch,
     ffn_ranges,
     activate_neurons,
+    neuron_outputs,
     ffn_given,
     ffn_sum,
     sparse_input_range,

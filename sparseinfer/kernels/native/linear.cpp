@@ -64,7 +64,9 @@ void sparse_input_linear(const SparseInputWeights &weights, const Kernels &kerne
         Arena arena(pool.scratch(measure.bytes()));
         call.partial = arena.take<float>(ranges * call.rows * call.width);
         call.reads = arena.take<int32_t>(ranges * call.rows);
-        pool.run(ranges, [&](int64_t range) { kernels.sparse_input_range(weights, call, range); });
+        pool.run(ranges, [&](int64_t range) {
+            kernels.sparse_input_range({&weights, &call, range}, {});
+        });
         pool.run((outputs + kSumColumns - 1) / kSumColumns, [&](int64_t chunk) {
             const int64_t begin = chunk * kSumColumns;
             kernels.sparse_input_sum(weights, call, begin, std::min(begin + kSumColumns, outputs));

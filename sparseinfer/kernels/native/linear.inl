@@ -30,48 +30,70 @@ void dot_rows(const MatrixView &m, const float *bias, const Input *in, int64_t b
 #undef SPARSEINFER_CALL
 }
 
+constexpr int kList = 256;    // inputs looked at together: of most matrices a whole range
+
+// Rows of weights, and what they are multiplied by, of inputs begin..end-1 that count: at most
+// `most`. Returns how many.
+inline int list_inputs(const SparseInputWeights &w, const float *x, int64_t begin, int64_t end,
+                       int most, const uint8_t **rows, float *scale) {
+    int live = 0;
+    for (int64_t j = begin; j < end && live < most; j++) {
+        if (!keeps(x[j], w.threshold ? w.threshold[j] : 0.0f)) continue;
+        rows[live] = row_of(w.weight, j);
+        scale[live++] = x[j];
+    }
+    return live;
+}
+
+// The first rows of a range, as many as one pass over its accumulators adds.
+inline int first_rows(const SparseInputRange &r, const uint8_t **rows) {
+    if (!r.weights) return 0;
+    const int64_t begin = r.range * r.weights->range;
+    const int64_t end = smaller(begin + r.weights->range, r.weights->weight.rows);
+    float scale[kAxpyGroup];
+    return list_inputs(*r.weights, r.call->x, begin, end, kAxpyGroup, rows, scale);
+}
+
 template <Format F>
-void sparse_input_range_of(const SparseInputWeights &w, const SparseInputCall &call,
-                           int64_t range) {
-    constexpr int kList = 64;
+void sparse_input_range_of(const SparseInputRange &now, const SparseInputRange &following) {
+    const SparseInputWeights &w = *now.weights;
+    const SparseInputCall &call = *now.call;
     const int64_t inputs = w.weight.rows, outputs = w.weight.columns;
-    const int64_t bytes = bytes_per_row<F>(outputs);
-    const int64_t begin = range * w.range, end = smaller(begin + w.range, inputs);
+    const int64_t begin = now.range * w.range, end = smaller(begin + w.range, inputs);
+    const uint8_t *rows[kList + kAxpyGroup];
+    float scale[kList];
     for (int64_t b = 0; b < call.rows; b++) {
         const float *x = call.x + b * inputs;
-        const int64_t slot = range * call.rows + b;
+        const int64_t slot = now.range * call.rows + b;
         float *acc = call.partial + slot * call.width;
         int32_t &reads = call.reads[slot];
         reads = 0;
         for (int64_t j0 = begin; j0 < end; j0 += kList) {
-            const uint8_t *rows[kList];
-            float scale[kList];
-            int live = 0;
-            for (int64_t j = j0; j < smaller(j0 + kList, end); j++) {
-                if (!keeps(x[j], w.threshold ? w.threshold[j] : 0.0f)) continue;
-                rows[live] = row_of(w.weight, j);
-                scale[live++] = x[j];
-            }
+            const int64_t stop = smaller(j0 + kList, end);
+            const int live = list_inputs(w, x, j0, stop, kList, rows, scale);
             if (live == 0) continue;
             if (reads == 0) __builtin_memset(acc, 0, call.width * sizeof(float));
             reads += live;
-            Soon ahead{rows, live, bytes};
-            ahead.fetch(kAxpyGroup);    // the others are asked for while these are added
+            // Rows that are added ask for those after them, the last ones for the next range's.
+            const bool last = stop == end && b + 1 == call.rows;
+            const int more = last ? first_rows(following, rows + live) : 0;
+            Soon ahead{rows, live + more, bytes_per_row<F>(outputs)};
+            ahead.fetch(kAxpyGroup);
             const float *scales = scale;
             axpy<F, 1>(rows, live, &scales, outputs, &acc, ahead);
         }
     }
 }
 
-void sparse_input_range(const SparseInputWeights &w, const SparseInputCall &call, int64_t range) {
-#define SPARSEINFER_CALL(F) sparse_input_range_of<F>(w, call, range)
-    SPARSEINFER_BY_FORMAT(w.weight.format, SPARSEINFER_CALL)
+void sparse_input_range(const SparseInputRange &now, const SparseInputRange &following) {
+#define SPARSEINFER_CALL(F) sparse_input_range_of<F>(now, following)
+    SPARSEINFER_BY_FORMAT(now.weights->weight.format, SPARSEINFER_CALL)
 #undef SPARSEINFER_CALL
 }
 
 void sparse_input_sum(const SparseInputWeights &w, const SparseInputCall &call, int64_t begin,
                       int64_t end) {
     sum_ranges((w.weight.rows + w.range - 1) / w.range, call.rows, call.width, call.partial,
-               w.weight.format, w.bias, w.weight.columns, begin, end, call.add, call.y, call.y_stride,
-               [&](int64_t slot) { return call.reads[slot] != 0; });
+               w.weight.format, w.bias, w.weight.columns, begin, end, call.add, call.y,
+               call.y_stride, [&](int64_t slot) { return call.reads[slot] != 0; });
 }
