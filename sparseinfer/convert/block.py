@@ -55,7 +55,7 @@ class Block:
     def _masked(self, thresholds: Mapping[str, Tensor]) -> Iterator[None]:
         layer = self._model.layer
         hooks = [
-            layer.get_submodule(MODULES[name]).register_forward_pre_hook(_InputMask(threshold))
+            layer.get_submodule(MODULES[name]).register_forward_pre_hook(InputMask(threshold))
             for name, threshold in thresholds.items()
         ]
         try:
@@ -65,7 +65,7 @@ class Block:
                 hook.remove()
 
 
-class _InputMask:
+class InputMask:
     """Forward pre-hook that takes inputs below a threshold as 0."""
 
     def __init__(self, threshold: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from sparseinfer.convert.block import InputMask
 from sparseinfer.engine import Model
 from sparseinfer.kernels.gated_ffn.reference import activation, up_activation
 
@@ -87,7 +88,7 @@ def masked(
         if part in rules.inputs:
             projection = layer.get_submodule(f"self_attn.{part}_proj")
             hooks.append(
-                projection.register_forward_pre_hook(_InputMask(rules.inputs[part][index]))
+                projection.register_forward_pre_hook(InputMask(rules.inputs[part][index]))
             )
     if rules.input_relu:
         hooks += [layer.get_submodule(name).register_forward_hook(_relu) for name in _NORMS]
@@ -98,16 +99,6 @@ def masked(
         del mlp.forward
         for hook in hooks:
             hook.remove()
-
-
-class _InputMask:
-    """Forward pre-hook that takes inputs below a threshold as 0."""
-
-    def __init__(self, threshold: Tensor) -> None:
-        self._threshold = threshold
-
-    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_over(inputs[0], self._threshold), *inputs[1:])
 
 
 def _relu(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
