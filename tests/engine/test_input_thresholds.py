@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from sparseinfer.checkpoint import Checkpoint
-from sparseinfer.engine import load
+from sparseinfer.engine import Model, load
 from sparseinfer.engine import runner as runners
 from sparseinfer.engine.reference import ReferenceRunner
 from sparseinfer.errors import ConfigError
 from sparseinfer.kernels.input_mask import PROJECTIONS
+from sparseinfer.packed import open_model
 from sparseinfer.packed.pipeline import pack_model
 
 from .oracle import ROUNDED, TIGHT, hf_logits, hf_model, random_ids, relative_error
@@ -288,3 +289,24 @@ def test_thresholds_given_are_copied(make_model):
     before = model.logits(IDS, by="decode")
     mine[0].fill_(math.inf)
     assert torch.equal(model.logits(IDS, by="decode"), before)
+
+
+def test_weights_stored_by_input_take_thresholds_later(make_model, make_sparse):
+    """To the bit what a converted model computes, whose weights are stored so from the start."""
+    converted = load(make_sparse(PROJECTIONS), weights="int8", threads=1)
+    model = Model(open_model(make_model()), weights="int8", threads=1, by_input=PROJECTIONS)
+    assert not model.input_thresholds
+    dense = model.logits(IDS, by="decode")
+    model.set_input_thresholds(converted.input_thresholds)
+    assert torch.equal(model.logits(IDS, by="decode"), converted.logits(IDS, by="decode"))
+    model.set_input_thresholds({})
+    assert torch.equal(model.logits(IDS, by="decode"), dense)
+
+
+def test_layouts_that_cannot_be(make_model, tmp_path):
+    source = open_model(make_model())
+    with pytest.raises(ConfigError, match="'head' is not one of q, k, v"):
+        Model(source, threads=1, by_input=("head",))
+    pack_model(str(make_model()), weights="int8", out=tmp_path / "packed")
+    with pytest.raises(ConfigError, match="its layout is what it was packed with"):
+        Model(open_model(tmp_path / "packed"), threads=1, by_input=("q",))
