@@ -87,9 +87,7 @@ def masked(
     for part in ("q", "k", "v", "o"):
         if part in rules.inputs:
             projection = layer.get_submodule(f"self_attn.{part}_proj")
-            hooks.append(
-                projection.register_forward_pre_hook(InputMask(rules.inputs[part][index]))
-            )
+            hooks.append(projection.register_forward_pre_hook(InputMask(rules.inputs[part][index])))
     if rules.input_relu:
         hooks += [layer.get_submodule(name).register_forward_hook(_relu) for name in _NORMS]
     mlp.forward = ffn
