@@ -8,22 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import torch
-
 from sparseinfer import arch
 from sparseinfer.atomic import check_replaceable
 from sparseinfer.checkpoint import Checkpoint, is_converted, write_converted
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.checkpoint.writer import validate_weights
 from sparseinfer.config import (
-    BudgetRecord,
-    CalibrationRecord,
     DTypeName,
     ParentRecord,
-    ProjectionName,
     SparsityRecord,
 )
-from sparseinfer.convert import relu
 from sparseinfer.convert.calibrate import (
     Calibration,
     Sample,
@@ -34,10 +28,10 @@ from sparseinfer.convert.calibrate import (
 )
 from sparseinfer.convert.card import model_card
 from sparseinfer.convert.curve import LayerCurve
-from sparseinfer.convert.masks import Masks
 from sparseinfer.convert.method import Method
 from sparseinfer.convert.methods import choose_method
 from sparseinfer.convert.options import MethodOptions, check_seed
+from sparseinfer.convert.record import constant_masks, make_record
 from sparseinfer.convert.search import OpenProbe, SearchOptions, plan_search
 from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.formats import WeightFormats
@@ -165,8 +159,8 @@ def convert(
             found, searched = plan.run(curves, score, written_dtype, progress)
         elif sparsity is not None:
             found = calibration(curves, [sparsity] * len(curves), sample, score)
-    masks = found.masks if found else _constant_masks(parent, method, options)
-    record = _record(
+    masks = found.masks if found else constant_masks(parent.config, method, options)
+    record = make_record(
         method,
         options,
         masks,
@@ -290,57 +284,6 @@ def _curves(
         progress=progress,
     )
     return [method.curve(layer, options) for layer in layers]
-
-
-def _constant_masks(parent: Checkpoint, method: Method, options: MethodOptions) -> Masks:
-    """Masks that need no calibration."""
-    config = parent.config
-    if options.stage == 2:
-        return Masks(
-            inputs={
-                name: [torch.zeros(config.inputs_of(name)) for _ in range(config.num_layers)]
-                for name in relu.AFTER_NORMS
-            }
-        )
-    constant = _constant(method, options)
-    if constant is None:
-        return Masks()
-    size = config.intermediate_size
-    return Masks([torch.full((size,), constant) for _ in range(config.num_layers)])
-
-
-def _constant(method: Method, options: MethodOptions) -> float | None:
-    return method.constant if options.threshold is None else options.threshold
-
-
-def _record(
-    method: Method,
-    options: MethodOptions,
-    masks: Masks,
-    hidden_act: str,
-    sparsity: float | None,
-    calibrated: CalibrationRecord | None,
-    searched: BudgetRecord | None,
-    parent: ParentRecord,
-) -> SparsityRecord:
-    phi, psi = arch.ACTIVATIONS[hidden_act]
-    of_neurons = method.target == "neurons"
-    return SparsityRecord(
-        method=method.name,
-        phi=phi,
-        psi=psi,
-        mask="gate" if masks.top_k is None else f"topk:{masks.top_k}",
-        input_thresholds=tuple(cast(ProjectionName, name) for name in masks.inputs),
-        shift=options.shift or 0.0,
-        input_relu=options.stage == 2,
-        has_thresholds=masks.gate is not None,
-        target_neuron_sparsity=sparsity if of_neurons else None,
-        target_projection_sparsity=None if of_neurons else sparsity,
-        threshold=None if calibrated else _constant(method, options),
-        calibration=calibrated,
-        budget=searched,
-        parent=parent,
-    )
 
 
 def _expected(parent: Checkpoint, dtype: DTypeName, found: Calibration | None) -> Sparsities | None:
