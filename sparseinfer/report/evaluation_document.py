@@ -90,8 +90,14 @@ def _facts(report: EvaluationReport) -> tuple[tuple[str, Cell], ...]:
         ("neuron sparsity", percent(sparsity.neuron)),
         ("FFN byte sparsity", percent(sparsity.ffn_bytes)),
         ("model byte sparsity", percent(sparsity.model_bytes)),
-        ("read per token", byte_count(sparsity.bytes_per_token_read)),
-        ("dense reads", byte_count(sparsity.bytes_per_token_dense)),
+        (
+            "read per token",
+            (
+                byte_count(sparsity.bytes_per_token_read),
+                " of ",
+                byte_count(sparsity.bytes_per_token_dense),
+            ),
+        ),
     )
 
 
