@@ -8,7 +8,7 @@ import pytest
 
 from sparseinfer.bench.batch import measure_batches
 from sparseinfer.bench.child import Children
-from sparseinfer.bench.decode import Row, State
+from sparseinfer.bench.decode import Ours, Row, State
 from sparseinfer.bench.prefill import measure_prefill
 from sparseinfer.bench.quality import measure_perplexity
 from sparseinfer.bench.spread import Spread
@@ -43,7 +43,7 @@ def test_batches_count_the_tokens_of_all_sequences():
     ours = ScriptedChild(set_thresholds=None, decode=decode)
     prompts = [[1, 2], [3, 4], [5, 6], [7, 8]]
     rows, _ = measure_batches(
-        Children(), ours, None, STATES, prompts, (1, 2, 4),
+        Children(), Ours(ours), None, STATES, prompts, (1, 2, 4),
         steps=10, weights="int8", pairs=2, progress=silent,
     )  # fmt: skip
     speeds = [(row["target"], row["batch"], row["speed"]["median"]) for row in rows]
@@ -66,7 +66,11 @@ def test_perplexity_is_of_all_tokens_in_each_state():
     def score(windows):
         return [losses[state["now"]] * (1 if len(windows[0]) == 5 else 2)]
 
-    ours = ScriptedChild(set_thresholds=lambda layers: state.update(now=layers[0]), score=score)
+    def set_thresholds(layers, inputs):
+        assert inputs is None
+        state.update(now=layers[0])
+
+    ours = ScriptedChild(set_thresholds=set_thresholds, score=score)
     theirs = ScriptedChild(score=[1.0])
     speed = Spread.of([1.0])
     rows = [Row("sparseinfer", "int8", 0.0, speed), Row("sparseinfer", "int8", 0.5, speed)]
@@ -74,7 +78,7 @@ def test_perplexity_is_of_all_tokens_in_each_state():
     # Four scored tokens at the loss, and two at twice the loss.
     windows = [[1] * 5, [1] * 3]
     baselines = {"llama.cpp": theirs, "transformers": ScriptedChild()}
-    measure_perplexity(ours, baselines, STATES, rows, windows, silent)
+    measure_perplexity(Ours(ours), baselines, STATES, rows, windows, silent)
     assert rows[0].perplexity == pytest.approx(math.exp(2.0 * 8 / 6))
     assert rows[1].perplexity == pytest.approx(math.exp(3.0 * 8 / 6))
     assert rows[2].perplexity == pytest.approx(math.e)

@@ -3,11 +3,13 @@ and transformers with hooks compute the same function, on converted models and s
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from sparseinfer.checkpoint import Checkpoint
@@ -35,19 +37,32 @@ CASES = {
     "down": {"projections": ("down",)},
     "top-k": {"mask": "topk:30"},
     "top-k and teal": {"projections": PROJECTIONS, "mask": "topk:30"},
-    "shift": {"hidden_act": "relu", "shift": 0.3},
-    "shift with biases": {"hidden_act": "relu2", "shift": 0.3, "model": {"mlp_bias": True}},
-    "stage 2": {"hidden_act": "relu", "input_relu": True,
+    "shift": {"hidden_act": "sparseinfer_relu", "shift": 0.3},
+    "shift with biases": {"hidden_act": "sparseinfer_relu", "shift": 0.3,
+                          "model": {"mlp_bias": True}},
+    "stage 2": {"hidden_act": "sparseinfer_relu", "input_relu": True,
                 "projections": ("q", "k", "v", "gate", "up")},
-    "stage 2, dense": {"hidden_act": "relu", "input_relu": True},
+    "stage 2, dense": {"hidden_act": "sparseinfer_relu", "input_relu": True},
 }  # fmt: skip
 NEAR_TIES = 3e-3
 """A value as near to its threshold as rounding may fall on either side."""
 
 
+def plain_relu(folder):
+    """transformers' model of a converted folder without its rules; ReLU where it has one."""
+    raw = json.loads((folder / "config.json").read_text())
+    if raw["hidden_act"] != "sparseinfer_relu":
+        return hf_model(folder)
+    raw = {name: value for name, value in raw.items() if name not in ("model_type", "sparseinfer")}
+    config = transformers.LlamaConfig(**{**raw, "hidden_act": "relu"})
+    return transformers.LlamaForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
 def hooked(folder):
     """transformers' model of a converted folder, computing what its record says."""
-    model, record = hf_model(folder), Checkpoint.open(folder).record
+    model, record = plain_relu(folder), Checkpoint.open(folder).record
     stored = folder / "sparsity.safetensors"
     stored = load_file(stored) if stored.is_file() else {}
 
@@ -88,7 +103,7 @@ def test_prompts_decoding_and_transformers_agree(make_sparse, case):
     model = load(folder, threads=1)
     with torch.no_grad():
         expected = hf_logits(hooked(folder), IDS)
-        dense = hf_logits(hf_model(folder), IDS)
+        dense = hf_logits(plain_relu(folder), IDS)
     assert relative_error(dense, expected) > 1e-2, "the rule matters"
     for by in ("prefill", "decode"):
         found = model.logits(IDS, by=by)
