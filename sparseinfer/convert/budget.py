@@ -26,7 +26,7 @@ from sparseinfer.convert.curve import LayerCurve
 from sparseinfer.convert.masks import Masks
 from sparseinfer.errors import CalibrationError
 
-LANDING = 0.8
+LANDING = 0.9
 """A search ends where the rise is between this fraction of the budget and the budget."""
 
 LEAST = 0.01
