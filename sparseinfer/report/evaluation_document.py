@@ -90,14 +90,8 @@ def _facts(report: EvaluationReport) -> tuple[tuple[str, Cell], ...]:
         ("neuron sparsity", percent(sparsity.neuron)),
         ("FFN byte sparsity", percent(sparsity.ffn_bytes)),
         ("model byte sparsity", percent(sparsity.model_bytes)),
-        (
-            "read per token",
-            (
-                byte_count(sparsity.bytes_per_token_read),
-                " of ",
-                byte_count(sparsity.bytes_per_token_dense),
-            ),
-        ),
+        ("read per token", byte_count(sparsity.bytes_per_token_read)),
+        ("dense reads", byte_count(sparsity.bytes_per_token_dense)),
     )
 
 
@@ -159,7 +153,12 @@ def _sparsity_section(report: EvaluationReport) -> Section:
     rows: list[tuple[Cell, ...]] = []
     scored = {text.name: text.tokens for text in report.texts}
     found = [(f"{m.text}, scored", scored[m.text], m.sparsity) for m in report.measurements]
-    found += [(_PHASES[one.phase], one.tokens, one.sparsity) for one in report.phases]
+    same = [(tokens, sparsity) for _, tokens, sparsity in found]
+    found += [
+        (_PHASES[one.phase], one.tokens, one.sparsity)
+        for one in report.phases
+        if (one.tokens, one.sparsity) not in same  # the scored text is all prompts
+    ]
     projections = list(dict.fromkeys(name for _, _, s in found for name in s.inputs))
     for name, tokens, sparsity in found:
         inputs = (percent(sparsity.inputs.get(projection)) for projection in projections)
@@ -289,13 +288,16 @@ def _firing_row(layer: int, firing: Firing) -> tuple[Cell, ...]:
 
 def _task_section(report: EvaluationReport) -> Section:
     rows = [
-        (one.task, one.metric, *task_cells(one), count(one.few_shot), count(one.examples), one.data)
+        (one.task, one.metric, *task_cells(one), count(one.few_shot), count(one.examples))
         for one in report.tasks
     ]
-    columns = (
-        "task", "metric", "value ± standard error", "few-shot examples", "examples", "data",
-    )  # fmt: skip
-    return Section("Tasks", (table("Tasks", columns, rows),))
+    columns = ("task", "metric", "value ± standard error", "few-shot examples", "examples")
+    sources: dict[str, list[str]] = {}
+    for one in report.tasks:
+        if one.data and one.task not in sources.setdefault(one.data, []):
+            sources[one.data].append(one.task)
+    notes = [f"Examples of {', '.join(names)}: {data}." for data, names in sources.items()]
+    return Section("Tasks", (table("Tasks", columns, rows, note=" ".join(notes)),))
 
 
 def _answer_section(report: EvaluationReport) -> Section:

@@ -156,7 +156,7 @@ def recipe_section(
         ("family", facts.family),
         ("layers", count(facts.layers)),
         ("hidden size", count(facts.hidden_size)),
-        ("intermediate size", count(facts.intermediate_size)),
+        ("neurons per layer", count(facts.intermediate_size)),
         ("weights", facts.weights),
         ("hash of FFN weights", facts.ffn_sha256 or ""),
     ]

