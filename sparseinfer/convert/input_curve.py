@@ -131,5 +131,7 @@ def _swap(cost: tuple[float, float], name: str) -> tuple[float, str, float]:
 
 
 def _path(share: Mapping[str, float], taken: Sequence[Mapping[str, int]]) -> Path:
+    # Beyond the last step all projections go on together, so that no target is cut short.
     layer = [STEP * sum(share[name] * count for name, count in one.items()) for one in taken]
-    return Path(tuple(layer), {name: tuple(STEP * one[name] for one in taken) for name in share})
+    projections = {name: (*(STEP * one[name] for one in taken), 1.0) for name in share}
+    return Path((*layer, 1.0), projections)

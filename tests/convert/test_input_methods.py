@@ -169,7 +169,9 @@ def test_lazy_greedy_is_greedy():
         best = min((name for name in share if steps[name] < 19), key=cost)
         steps[best] += 1
         expected.append(STEP * sum(share[name] * count for name, count in steps.items()))
-    assert greedy_path(share, error).layer == pytest.approx(expected)
+    path = greedy_path(share, error)
+    assert path.layer == pytest.approx([*expected, 1.0])
+    assert path.at(0.98) == pytest.approx(dict.fromkeys(share, 0.98)), "beyond the last step too"
 
 
 def test_curve_of_a_block_masks_as_its_path_says():
