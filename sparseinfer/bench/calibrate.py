@@ -15,9 +15,9 @@ from torch import nn
 
 from sparseinfer import arch
 from sparseinfer.checkpoint import Checkpoint
-from sparseinfer.convert.layerwise import LayerwiseModel
 from sparseinfer.errors import CalibrationError, UnsupportedError
 from sparseinfer.kernels.input_mask import PROJECTIONS
+from sparseinfer.layerwise import LayerwiseModel
 
 
 def check_calibratable(checkpoint: Checkpoint) -> None:

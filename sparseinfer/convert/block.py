@@ -8,17 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparseinfer.convert.layerwise import LayerwiseModel
-from sparseinfer.kernels.input_mask import mask_inputs
+from sparseinfer.layerwise import MODULES, InputMask, LayerwiseModel
 
 TOKENS = 128
 """From the start of the first window."""
-
-MODULES = {
-    **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")},
-    **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
-}
-"""Projection -> its module in a decoder layer of transformers."""
 
 
 class Block:
@@ -63,15 +56,3 @@ class Block:
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-class InputMask:
-    """Forward pre-hook that takes inputs below a threshold as 0."""
-
-    def __init__(self, threshold: Tensor) -> None:
-        self._threshold = threshold
-
-    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        rows = inputs[0].reshape(-1, inputs[0].shape[-1])
-        masked, _ = mask_inputs(rows, self._threshold)
-        return (masked.view(inputs[0].shape), *inputs[1:])

@@ -13,11 +13,11 @@ from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import CalibrationRecord, DTypeName, ModelConfig, ProjectionName
 from sparseinfer.convert.curve import LayerCurve
-from sparseinfer.convert.layerwise import IN_MEMORY, LayerwiseModel
 from sparseinfer.convert.masks import Masks
 from sparseinfer.convert.signal import MOST_VALUES
 from sparseinfer.convert.statistics import LayerStatistics
 from sparseinfer.errors import CalibrationError
+from sparseinfer.layerwise import IN_MEMORY, LayerwiseModel
 from sparseinfer.sources import Text
 from sparseinfer.tokenizer import Tokenizer
 

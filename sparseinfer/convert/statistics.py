@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sparseinfer.config import ModelConfig
-from sparseinfer.convert.block import MODULES, Block
+from sparseinfer.convert.block import Block
 from sparseinfer.convert.curve import GRID, OutputError, Scores
-from sparseinfer.convert.layerwise import LayerwiseModel
 from sparseinfer.convert.signal import Signal
 from sparseinfer.kernels.gated_ffn.reference import activation
+from sparseinfer.layerwise import MODULES, LayerwiseModel
 
 INPUT_OF = {"q": "attention", "k": "attention", "v": "attention", "o": "o",
             "gate": "ffn", "up": "ffn", "down": "down"}  # fmt: skip

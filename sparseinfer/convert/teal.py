@@ -4,11 +4,11 @@ One threshold per projection and layer, the quantile of |x| over calibration tok
 that of the projections' weights: the fraction that is not read.
 """
 
-from sparseinfer.convert.block import MODULES
 from sparseinfer.convert.input_curve import InputCurve, make_input_curve
 from sparseinfer.convert.method import Method
 from sparseinfer.convert.options import MethodOptions
 from sparseinfer.convert.statistics import INPUT_OF, LayerStatistics
+from sparseinfer.layerwise import MODULES
 
 
 def _curve(layer: LayerStatistics, options: MethodOptions) -> InputCurve:

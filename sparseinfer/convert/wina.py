@@ -4,11 +4,11 @@ Published with the k largest scores of each token; here, as in TEAL, with thresh
 sorting. Its orthogonal transformation of the weights is left out: it changes the checkpoint.
 """
 
-from sparseinfer.convert.block import MODULES
 from sparseinfer.convert.input_curve import InputCurve, make_input_curve
 from sparseinfer.convert.method import Method
 from sparseinfer.convert.options import MethodOptions
 from sparseinfer.convert.statistics import INPUT_OF, LayerStatistics
+from sparseinfer.layerwise import MODULES
 
 
 def _curve(layer: LayerStatistics, options: MethodOptions) -> InputCurve:

@@ -14,8 +14,7 @@ from torch import Tensor
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import DTypeName
-from sparseinfer.convert.layerwise import LayerwiseModel
-from sparseinfer.eval.masked_layer import FfnPass, Rules, masked
+from sparseinfer.layerwise import ANY_ACTIVATION, FfnPass, LayerwiseModel, Rules, masked
 
 DEFAULT_TOKENS = 4096
 HOT = 0.5
@@ -23,9 +22,6 @@ HOT = 0.5
 BINS = 128
 DECILES = tuple(tenth / 10 for tenth in range(11))
 """Of distributions; the first is the minimum, the last the maximum."""
-
-# The FFNs are replaced, so transformers needs only a name that it knows.
-ANY_ACTIVATION = "silu"
 
 
 @dataclass(frozen=True)

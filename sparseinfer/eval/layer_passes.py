@@ -12,8 +12,8 @@ from sparseinfer.checkpoint.layout import Progress
 from sparseinfer.config import DTypeName
 from sparseinfer.engine import Model
 from sparseinfer.eval.firing import Firing, deciles, measure_firing
-from sparseinfer.eval.masked_layer import rules_of
 from sparseinfer.eval.ppl_p import CURVE_TOKENS, PplP, measure_curves, ppl_p_sparsity
+from sparseinfer.eval.rules import rules_of
 from sparseinfer.eval.windows import Recipe, Window, stack_windows
 from sparseinfer.packed import Packed
 

@@ -20,12 +20,11 @@ from torch import Tensor
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import DTypeName, ModelConfig
-from sparseinfer.convert.layerwise import LayerwiseModel
 from sparseinfer.errors import ConfigError
-from sparseinfer.eval.firing import ANY_ACTIVATION, relative_norm
-from sparseinfer.eval.masked_layer import FfnPass, Rules, masked
+from sparseinfer.eval.firing import relative_norm
 from sparseinfer.eval.perplexity import Scorer, measure, perplexity, sum_of
 from sparseinfer.eval.windows import Window
+from sparseinfer.layerwise import ANY_ACTIVATION, FfnPass, LayerwiseModel, Rules, masked
 
 CURVE_TOKENS = 2048
 """Tokens that thresholds are found on."""

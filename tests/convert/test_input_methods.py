@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from sparseinfer.checkpoint import Checkpoint
-from sparseinfer.convert.block import MODULES
 from sparseinfer.convert.calibrate import sample_windows
 from sparseinfer.convert.curve import GRID
 from sparseinfer.convert.input_curve import STEP, greedy_path, make_input_curve, uniform_path
 from sparseinfer.convert.signal import MOST_VALUES, Signal
+from sparseinfer.layerwise import MODULES
 from sparseinfer.sources import load_text
 from sparseinfer.tokenizer import load_tokenizer
 

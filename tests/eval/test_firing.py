@@ -11,7 +11,8 @@ from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.convert import convert
 from sparseinfer.engine import load
 from sparseinfer.eval.firing import LayerCounts, deciles, measure_firing, relative_norm
-from sparseinfer.eval.masked_layer import FfnPass, Rules, rules_of
+from sparseinfer.eval.rules import rules_of
+from sparseinfer.layerwise import FfnPass, Rules
 
 from .plain_model import plain_model
 

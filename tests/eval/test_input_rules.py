@@ -7,7 +7,7 @@ import torch
 
 from sparseinfer.engine import load
 from sparseinfer.eval import evaluate
-from sparseinfer.eval.masked_layer import rules_of
+from sparseinfer.eval.rules import rules_of
 
 CASES = {
     "all inputs": {"projections": ("q", "k", "v", "o", "gate", "up", "down")},

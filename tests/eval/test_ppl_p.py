@@ -12,7 +12,6 @@ import transformers
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import ConfigError
-from sparseinfer.eval.masked_layer import Rules
 from sparseinfer.eval.ppl_p import (
     LayerCurve,
     check_p,
@@ -21,6 +20,7 @@ from sparseinfer.eval.ppl_p import (
     ppl_p_sparsity,
 )
 from sparseinfer.eval.windows import Window
+from sparseinfer.layerwise import Rules
 
 INNER = 112
 PLAIN = Rules("silu", "id")

@@ -20,6 +20,9 @@ from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.config import TORCH_NAMES, DTypeName
 from sparseinfer.errors import CheckpointError
 
+# Where the FFNs are replaced, transformers needs only a name that it knows.
+ANY_ACTIVATION = "silu"
+
 IN_MEMORY = 1 << 29
 """Bytes of hidden states that are kept in memory; more go to a temporary file."""
 

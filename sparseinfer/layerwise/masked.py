@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sparseinfer.convert.block import InputMask
-from sparseinfer.engine import Model
 from sparseinfer.kernels.gated_ffn.reference import activation, up_activation
+from sparseinfer.kernels.input_mask import mask_inputs
+
+MODULES = {
+    **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")},
+    **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+}
+"""Projection -> its module in a decoder layer of transformers."""
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -45,20 +50,6 @@ class Rules:
         return Rules(self.phi, self.psi, self.shift, self.input_relu)
 
 
-def rules_of(model: Model) -> Rules:
-    """The rules of a model in memory, with the thresholds that it has now."""
-    record = model.record
-    return Rules(
-        phi=model.config.phi,
-        psi=model.config.psi,
-        shift=record.shift if record else 0.0,
-        input_relu=record.input_relu if record else False,
-        thresholds=model.thresholds,
-        top_k=model.top_k,
-        inputs=model.input_thresholds,
-    )
-
-
 class FfnPass(NamedTuple):
     """What one FFN did with T tokens."""
 
@@ -86,7 +77,7 @@ def masked(
     hooks = []
     for part in ("q", "k", "v", "o"):
         if part in rules.inputs:
-            projection = layer.get_submodule(f"self_attn.{part}_proj")
+            projection = layer.get_submodule(MODULES[part])
             hooks.append(projection.register_forward_pre_hook(InputMask(rules.inputs[part][index])))
     if rules.input_relu:
         hooks += [layer.get_submodule(name).register_forward_hook(_relu) for name in _NORMS]
@@ -97,6 +88,18 @@ def masked(
         del mlp.forward
         for hook in hooks:
             hook.remove()
+
+
+class InputMask:
+    """Forward pre-hook that takes inputs below a threshold as 0."""
+
+    def __init__(self, threshold: Tensor) -> None:
+        self._threshold = threshold
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        rows = inputs[0].reshape(-1, inputs[0].shape[-1])
+        masked, _ = mask_inputs(rows, self._threshold)
+        return (masked.view(inputs[0].shape), *inputs[1:])
 
 
 def _relu(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
