@@ -159,9 +159,10 @@ class SparsityRecord(_Record):
     phi: Phi
     psi: Psi = "id"
     rule: Literal["gate"] = "gate"
-    mask: str = Field(default="gate", pattern=r"^(gate|topk:[1-9][0-9]{0,8})$")
+    mask: str = Field(default="gate", pattern=r"^(gate|topk:[1-9][0-9]{0,8}|sketch:[234],64)$")
     """`gate`: every neuron whose activation reaches its threshold; `topk:K`: of those, the K of
-    largest magnitude."""
+    largest magnitude; `sketch:BITS,GROUP`: every neuron whose output, as low-bit copies of gate and
+    up estimate it, reaches its threshold."""
     input_thresholds: tuple[ProjectionName, ...] = ()
     """Projections with thresholds on their inputs."""
     shift: float = Field(default=0.0, allow_inf_nan=False)
@@ -204,4 +205,9 @@ class SparsityRecord(_Record):
     @property
     def top_k(self) -> int | None:
         """K of `topk:K`."""
-        return int(self.mask.removeprefix("topk:")) if self.mask != "gate" else None
+        return int(self.mask.removeprefix("topk:")) if self.mask.startswith("topk:") else None
+
+    @property
+    def sketch_bits(self) -> int | None:
+        """Bits of `sketch:BITS,GROUP`."""
+        return int(self.mask[len("sketch:")]) if self.mask.startswith("sketch:") else None

@@ -10,6 +10,9 @@
 A projection with thresholds on its inputs reads of its bytes the fraction of inputs that count:
 stored by input, the others are not read.
 
+Where a predictor or a sketch chooses candidates, gate rows of the others are not read either, and
+what it reads itself counts as read.
+
 Bytes are those of the weights as they are held in memory, whatever type they were stored in. The
 key-value cache is counted beside them, never among them.
 """
@@ -22,6 +25,33 @@ from dataclasses import dataclass, field
 from sparseinfer.config import CalibrationRecord, ModelConfig
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.matrix import row_bytes
+from sparseinfer.kernels.planes import high_bytes, left_bytes
+from sparseinfer.kernels.sketch.matrix import row_bytes as sketch_row_bytes
+
+
+@dataclass(frozen=True)
+class CandidateReads:
+    """What layers read where a predictor or a sketch chooses neurons."""
+
+    chooser: tuple[int, ...]
+    """Bytes that a token reads before it reads any neuron, for each layer."""
+    gate: int
+    """Bytes of gate that a candidate reads,"""
+    up: int
+    """of up that a neuron reads which is kept,"""
+    down: int
+    """and of down one whose output is not 0."""
+
+    @classmethod
+    def of_sketch(cls, config: ModelConfig, formats: WeightFormats, bits: int) -> CandidateReads:
+        """Of a sketch beside fp32 or bf16 weights, or of the high plane of int8 ones."""
+        hidden, inner = config.hidden_size, config.intermediate_size
+        if formats.layers == "int8":
+            sketch, left = high_bytes(hidden), left_bytes(hidden)
+        else:
+            sketch, left = sketch_row_bytes(bits, hidden), row_bytes(formats.layers, hidden)
+        chooser = (2 * inner * sketch,) * config.num_layers
+        return cls(chooser, left, left, row_bytes(formats.layers, hidden))
 
 
 @dataclass(frozen=True)
@@ -35,19 +65,31 @@ class SparsityCounts:
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Projection -> inputs that count, for each layer; only of projections with thresholds on their
     inputs."""
+    gate_rows: tuple[int, ...] | None = None
+    """Rows of gate that were read, where a predictor or a sketch chooses them; None: all."""
+    reads: CandidateReads | None = None
+    """What those choices read."""
 
     def __add__(self, other: SparsityCounts) -> SparsityCounts:
         """
         Raises:
-            ValueError: another number of layers, or other projections with thresholds.
+            ValueError: another number of layers, other projections with thresholds, or another
+                choice of candidates.
         """
         if self.inputs.keys() != other.inputs.keys():
             raise ValueError("counts of models with different thresholds on inputs do not add up")
+        if self.reads != other.reads or (self.gate_rows is None) != (other.gate_rows is None):
+            raise ValueError("counts of models that choose candidates differently do not add up")
+        gates = None
+        if self.gate_rows is not None and other.gate_rows is not None:
+            gates = _sums(self.gate_rows, other.gate_rows)
         return SparsityCounts(
             self.tokens + other.tokens,
             _sums(self.up_rows, other.up_rows),
             _sums(self.down_rows, other.down_rows),
             {name: _sums(used, other.inputs[name]) for name, used in self.inputs.items()},
+            gates,
+            self.reads,
         )
 
     def input_density(self, config: ModelConfig) -> dict[str, list[float]]:
@@ -74,12 +116,16 @@ class ByteCounts:
 
     ffn_dense: float
     ffn_read: float
+    """What chooses candidates included."""
     other: float
     """Embedding row, attention, norms, biases and head of a dense step."""
     kv: int
     """Keys and values of the positions before the token; no weights."""
     other_skipped: float = 0.0
     """Bytes of q, k, v and o whose inputs do not count."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Bytes read of each part: predictor (or sketch), gate, up, down, attention, head, other; their
+    sum is `model_read`."""
 
     @property
     def model_dense(self) -> float:
@@ -117,6 +163,8 @@ def bytes_per_token(
     *,
     inputs: Mapping[str, Sequence[float]] | None = None,
     context: int = 0,
+    gate_density: Sequence[float] | None = None,
+    reads: CandidateReads | None = None,
 ) -> ByteCounts:
     """Bytes of one decode step.
 
@@ -125,21 +173,41 @@ def bytes_per_token(
         inputs: projection -> each layer's fraction of inputs that count, in [0, 1], for projections
             with thresholds on them. Of up it replaces `up_density`; of down it is `down_density`.
         context: positions in the key-value cache that the token attends to.
+        gate_density: each layer's fraction of gate rows read; None: all.
+        reads: what choosing those reads; None where nothing does.
     """
-    matrix = config.intermediate_size * row_bytes(formats.layers, config.hidden_size)
+    row = row_bytes(formats.layers, config.hidden_size)
+    matrix = config.intermediate_size * row
     inputs = inputs or {}
-    gate, up = inputs.get("gate", [1.0] * config.num_layers), inputs.get("up", up_density)
-    read = sum(matrix * sum(parts) for parts in zip(gate, up, down_density, strict=True))
+    gate = inputs.get("gate", gate_density or [1.0] * config.num_layers)
+    densities = {"gate": gate, "up": inputs.get("up", up_density), "down": down_density}
+    rows = dict.fromkeys(densities, row)
+    chooser = 0
+    if reads is not None:
+        rows = {"gate": reads.gate, "up": reads.up, "down": reads.down}
+        chooser = sum(reads.chooser)
+    parts: dict[str, float] = {"predictor": chooser}
+    for part, layers in densities.items():
+        parts[part] = config.intermediate_size * rows[part] * sum(layers)
+    read = sum(parts.values())
     attention = _attention_bytes(config, formats)
     skipped = sum(
         size * (1 - density) for name, size in attention.items() for density in inputs.get(name, ())
     )
+    other, head = _other_bytes(config, formats), _head_bytes(config, formats)
+    projections = config.num_layers * sum(attention.values())
+    parts |= {
+        "attention": projections - skipped,
+        "head": head,
+        "other": other - projections - head,
+    }
     return ByteCounts(
         ffn_dense=3 * matrix * config.num_layers,
         ffn_read=read,
-        other=_other_bytes(config, formats),
+        other=other,
         kv=kv_bytes(config, formats, context),
         other_skipped=skipped,
+        parts=parts,
     )
 
 
@@ -164,7 +232,9 @@ def sparsities(config: ModelConfig, formats: WeightFormats, counts: SparsityCoun
     seen = counts.tokens * config.intermediate_size
     up = [rows / seen for rows in counts.up_rows]
     down = [rows / seen for rows in counts.down_rows]
-    return _summary(config, formats, up, down, counts.input_density(config))
+    gate = None if counts.gate_rows is None else [rows / seen for rows in counts.gate_rows]
+    inputs = counts.input_density(config)
+    return _summary(config, formats, up, down, inputs, gate, counts.reads)
 
 
 def expected_sparsities(
@@ -172,6 +242,7 @@ def expected_sparsities(
     formats: WeightFormats,
     layer_sparsity: Sequence[float],
     input_density: Mapping[str, Sequence[float]] | None = None,
+    reads: CandidateReads | None = None,
 ) -> Sparsities:
     """The three sparsities if each layer's are as calibrated.
 
@@ -179,21 +250,30 @@ def expected_sparsities(
         layer_sparsity: neuron sparsity of each layer.
         input_density: as `inputs` of `bytes_per_token`; that of down replaces what the neuron
             sparsity gives.
+        reads: of a sketch, whose candidates are the neurons that are not skipped.
     """
     density = [1 - s for s in layer_sparsity]
     inputs = input_density or {}
-    return _summary(config, formats, density, inputs.get("down", density), inputs)
+    down = inputs.get("down", density)
+    return _summary(config, formats, density, down, inputs, density if reads else None, reads)
 
 
 def calibrated_sparsities(
-    config: ModelConfig, formats: WeightFormats, record: CalibrationRecord
+    config: ModelConfig,
+    formats: WeightFormats,
+    record: CalibrationRecord,
+    reads: CandidateReads | None = None,
 ) -> Sparsities:
-    """The three sparsities if they are everywhere as on the calibration tokens."""
+    """The three sparsities if they are everywhere as on the calibration tokens.
+
+    Args:
+        reads: as in `expected_sparsities`.
+    """
     density = {
         name: [1 - sparsity for sparsity in layers]
         for name, layers in record.input_sparsity.items()
     }
-    return expected_sparsities(config, formats, record.layer_sparsity, density)
+    return expected_sparsities(config, formats, record.layer_sparsity, density, reads)
 
 
 def _summary(
@@ -202,8 +282,12 @@ def _summary(
     up: Sequence[float],
     down: Sequence[float],
     inputs: Mapping[str, Sequence[float]],
+    gate: Sequence[float] | None,
+    reads: CandidateReads | None,
 ) -> Sparsities:
-    counted = bytes_per_token(config, formats, up, down, inputs=inputs)
+    counted = bytes_per_token(
+        config, formats, up, down, inputs=inputs, gate_density=gate, reads=reads
+    )
     return Sparsities(
         neuron=1 - sum(up) / len(up),
         ffn_bytes=1 - counted.ffn_read / counted.ffn_dense,
@@ -224,9 +308,13 @@ def _other_bytes(config: ModelConfig, formats: WeightFormats) -> int:
     if config.mlp_bias:
         vectors += 2 * config.intermediate_size + hidden
     final_norm = row_bytes("fp32", hidden)
-    head_and_embedding_row = (config.vocab_size + 1) * row_bytes(formats.head, hidden)
+    embedding_row = row_bytes(formats.head, hidden)
     per_layer = matrices + row_bytes("fp32", vectors)
-    return config.num_layers * per_layer + final_norm + head_and_embedding_row
+    return config.num_layers * per_layer + final_norm + embedding_row + _head_bytes(config, formats)
+
+
+def _head_bytes(config: ModelConfig, formats: WeightFormats) -> int:
+    return config.vocab_size * row_bytes(formats.head, config.hidden_size)
 
 
 def _attention_bytes(config: ModelConfig, formats: WeightFormats) -> dict[str, int]:

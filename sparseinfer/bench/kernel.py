@@ -239,6 +239,8 @@ class _ShapeBench:
 
 def _copy(layer: FfnWeights, threshold: torch.Tensor) -> FfnWeights:
     """The weights at another address, up and down side by side where they were."""
+    assert isinstance(layer.gate, Matrix)  # planes are made for sketches only
+    assert isinstance(layer.up, Matrix)
     gate = _moved(layer.gate.data, anonymous(_span(layer.gate.data)), 0)
     offset = layer.down.data.data_ptr() - layer.up.data.data_ptr()
     bundle = anonymous(offset + _span(layer.down.data))

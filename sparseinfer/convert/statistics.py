@@ -12,7 +12,7 @@ from sparseinfer.config import ModelConfig
 from sparseinfer.convert.block import Block
 from sparseinfer.convert.curve import GRID, OutputError, Scores
 from sparseinfer.convert.signal import Signal
-from sparseinfer.kernels.gated_ffn.reference import activation
+from sparseinfer.kernels.gated_ffn.activations import activation
 from sparseinfer.layerwise import MODULES, LayerwiseModel
 
 INPUT_OF = {"q": "attention", "k": "attention", "v": "attention", "o": "o",

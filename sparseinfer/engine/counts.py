@@ -1,8 +1,8 @@
 """What was read, counted per layer.
 
-Runners return counts [L, 2] or, where any projection has thresholds on its inputs, [L, 9]: rows of
-up and of down, then the inputs of each of `PROJECTIONS` that count (0 for those without
-thresholds).
+Runners return counts [L, 2], rows of up and of down, or, where any projection has thresholds on
+its inputs or candidates are chosen, [L, 10]: also rows of gate, then the inputs of each of
+`PROJECTIONS` that count (0 for those without thresholds).
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ import torch
 from sparseinfer.kernels.gated_ffn import FfnOutput
 from sparseinfer.kernels.input_mask import PROJECTIONS
 from sparseinfer.kernels.projection import ProjectionOutput
-from sparseinfer.sparsity import SparsityCounts
+from sparseinfer.sparsity import CandidateReads, SparsityCounts
 
 
 def layer_counts(attention: Sequence[ProjectionOutput], ffn: FfnOutput) -> torch.Tensor:
-    """Counts of one layer over all rows of a call, int64 [2] or [9].
+    """Counts of one layer over all rows of a call, int64 [2] or [10].
 
     Args:
         attention: of q, k, v and o; or of two matrices without thresholds.
     """
     rows = ffn.counts.sum(0)
     used = [one.used for one in attention]
-    if ffn.inputs is None and all(one is None for one in used):
+    if ffn.inputs is None and ffn.gates is None and all(one is None for one in used):
         return rows
     if len(used) == len(PROJECTIONS) - 3:
         sums = torch.tensor([0 if one is None else int(one.sum()) for one in used])
     else:
         sums = torch.zeros(len(PROJECTIONS) - 3, dtype=torch.int64)
     inputs = torch.zeros_like(sums[:3]) if ffn.inputs is None else ffn.inputs.sum(0)
-    return torch.cat((rows, sums, inputs))
+    gates = torch.zeros_like(sums[:1]) if ffn.gates is None else ffn.gates.sum()[None]
+    return torch.cat((rows, gates, sums, inputs))
 
 
 @dataclass
 class Counter:
-    """Counts so far, int64 [L, 9], and over how many tokens.
+    """Counts so far, int64 [L, 10], and over how many tokens.
 
     In numpy: adding so few numbers takes it a tenth of the time that torch takes.
     """
@@ -49,22 +50,25 @@ class Counter:
 
     @classmethod
     def zero(cls, layers: int) -> Counter:
-        return cls(np.zeros((layers, 2 + len(PROJECTIONS)), dtype=np.int64))
+        return cls(np.zeros((layers, 3 + len(PROJECTIONS)), dtype=np.int64))
 
     def add(self, counts: torch.Tensor, tokens: int) -> None:
-        """Adds counts [L, 2] or [L, 9] of some tokens."""
+        """Adds counts [L, 2] or [L, 10] of some tokens."""
         self.sums[:, : counts.shape[1]] += counts.numpy()
         self.tokens += tokens
 
-    def counts(self, projections: Collection[str] = ()) -> SparsityCounts:
+    def counts(
+        self, projections: Collection[str] = (), reads: CandidateReads | None = None
+    ) -> SparsityCounts:
         """
         Args:
             projections: those that have thresholds on their inputs.
+            reads: of what chooses candidates, where anything does.
         """
-        up, down, *inputs = (tuple(column) for column in self.sums.T.tolist())
+        up, down, gates, *inputs = (tuple(column) for column in self.sums.T.tolist())
         used = {
             name: column
             for name, column in zip(PROJECTIONS, inputs, strict=True)
             if name in projections
         }
-        return SparsityCounts(self.tokens, up, down, used)
+        return SparsityCounts(self.tokens, up, down, used, gates if reads else None, reads)

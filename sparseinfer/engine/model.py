@@ -25,7 +25,9 @@ from sparseinfer.errors import ConfigError, PromptError, UnsupportedError
 from sparseinfer.formats import WeightFormats, import_dtype
 from sparseinfer.kernels.gemm import MATHS, Math
 from sparseinfer.kernels.input_mask import PROJECTIONS
+from sparseinfer.kernels.lowrank import LowRank
 from sparseinfer.kernels.matrix import Format
+from sparseinfer.kernels.sign import SignBits
 from sparseinfer.kernels.threads import physical_cores
 from sparseinfer.packed import Packed, Weights, load_model, open_model
 from sparseinfer.sources import resolve_model
@@ -220,6 +222,53 @@ class Model:
             raise ConfigError(f"top_k {k!r} is not a whole number from 1 to {most}")
         self._use(self._weights.with_top_k(k))
 
+    @property
+    def sketch_bits(self) -> int | None:
+        """Bits of the sketch that decides which neurons are computed; None: their gates decide."""
+        return self._weights.sketch_bits
+
+    def set_sketch(self, bits: int | None) -> None:
+        """Makes low-bit copies of gate and up, and lets what they estimate of each neuron's output
+        decide: thresholds are then on |phi(g) psi(u)| as the sketch has it. The next token is
+        computed so; counts of `sparsity` start anew.
+
+        Args:
+            bits: 2, 3 or 4 of a weight; None goes back to gates. int8 weights are put in two
+                planes, whose high one is the sketch (4 bits).
+
+        Raises:
+            ConfigError: bits that the weights cannot be sketched in, or rules of the model that do
+                not go with a sketch. Nothing is changed then.
+        """
+        if bits == self.sketch_bits:
+            return
+        try:
+            self._use(self._weights.with_sketch(bits))
+        except ValueError as error:
+            raise ConfigError(f"sketch {bits}: {error}") from error
+
+    @property
+    def predictors(self) -> list[LowRank | SignBits] | None:
+        """What lets neurons through before their gates are read, one per layer, or None."""
+        found = [layer.ffn.predictor for layer in self._weights.layers]
+        return [one for one in found if one is not None] or None
+
+    def set_predictors(self, predictors: Sequence[LowRank | SignBits] | None) -> None:
+        """Considers only the neurons that a predictor lets through, and reads gates of no others.
+        The next token is computed so; counts of `sparsity` start anew.
+
+        Args:
+            predictors: one per layer, which fit its thresholds; None considers all neurons.
+
+        Raises:
+            ConfigError: another number of layers, other sizes, or rules of the model that do not go
+                with a predictor. Nothing is changed then.
+        """
+        try:
+            self._use(self._weights.with_predictor(predictors))
+        except ValueError as error:
+            raise ConfigError(f"predictors do not fit: {error}") from error
+
     def _use(self, weights: Weights) -> None:
         self._runner.set_weights(weights)
         self._weights = weights
@@ -254,7 +303,7 @@ class Model:
             Sampler(sampling),
             max_tokens=room,
             stop_ids=frozenset(self.stop_ids if stop_ids is None else stop_ids),
-            decode_counts=lambda: decoded.counts(self._weights.input_thresholds),
+            decode_counts=lambda: self._counted(decoded),
         )
 
     def generate_batch(
@@ -343,7 +392,10 @@ class Model:
         """
         if phase is None:
             return self.sparsity("prefill") + self.sparsity("decode")
-        return self._counters[_checked_phase(phase)].counts(self._weights.input_thresholds)
+        return self._counted(self._counters[_checked_phase(phase)])
+
+    def _counted(self, counter: Counter) -> SparsityCounts:
+        return counter.counts(self._weights.input_thresholds, self._weights.candidate_reads)
 
     def reset_sparsity(self) -> None:
         """Sets the counts of `sparsity` to zero."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from sparseinfer.kernels.handles import native_matrix
 from sparseinfer.kernels.isa import choose_isa, native
 from sparseinfer.kernels.matrix import Format, Matrix
+from sparseinfer.kernels.planes import PlaneMatrix
 from sparseinfer.kernels.scratch import Scratch
 from sparseinfer.kernels.threads import CpuPool
 
@@ -89,9 +90,11 @@ class Gemm:
             return x
         return self._scratch.get(f"operand {name}", tuple(x.shape), self.dtype).copy_(x)
 
-    def weights(self, matrix: Matrix, begin: int, end: int) -> Tensor:
+    def weights(self, matrix: Matrix | PlaneMatrix, begin: int, end: int) -> Tensor:
         """Rows begin..end-1 [end - begin, K] as the products take them: a view of the matrix where
         it holds them in that type and layout, else valid until the next call."""
+        if isinstance(matrix, PlaneMatrix):
+            matrix, begin, end = matrix.whole(begin, end), 0, end - begin
         stored = matrix.data[begin:end]
         if matrix.format == "bf16" == self.math:
             return stored

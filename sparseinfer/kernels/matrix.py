@@ -140,12 +140,12 @@ class Matrix:
         if self.format == "int8":
             weights = codes.contiguous().view(torch.int8).float()
         else:
-            weights = _unpack_int4(codes, groups * GROUP).float() - 8
+            weights = unpack_int4(codes, groups * GROUP).float() - 8
         grouped = weights.view(-1, groups, GROUP) * scales[:, :, None]
         return grouped.view(-1, groups * GROUP)[:, : self.columns]
 
 
-def _unpack_int4(codes: Tensor, width: int) -> Tensor:
+def unpack_int4(codes: Tensor, width: int) -> Tensor:
     """Codes [N, width] uint8 of packed bytes [N, width / 2]."""
     blocks = width // 128 * 64
     parts = []

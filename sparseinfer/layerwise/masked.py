@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sparseinfer.kernels.gated_ffn.reference import activation, up_activation
+from sparseinfer.kernels.gated_ffn.activations import activation, up_activation
 from sparseinfer.kernels.input_mask import mask_inputs
 
 MODULES = {

@@ -9,8 +9,14 @@ from torch import Tensor
 
 from sparseinfer.kernels.gated_ffn import FfnWeights
 from sparseinfer.kernels.input_mask import PROJECTIONS
+from sparseinfer.kernels.lowrank import LowRank
 from sparseinfer.kernels.matrix import Format, Matrix
+from sparseinfer.kernels.planes import PlaneMatrix
 from sparseinfer.kernels.projection import AttentionProjections, Projection
+from sparseinfer.kernels.sign import SignBits
+from sparseinfer.kernels.sketch import Sketch
+from sparseinfer.kernels.sketch.matrix import side_by_side
+from sparseinfer.sparsity import CandidateReads
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,37 @@ class LayerWeights:
         )
         return replace(self, apart=apart, ffn=ffn)
 
+    def with_predictor(self, predictor: LowRank | SignBits | None) -> LayerWeights:
+        """The same layer with this predictor, or none."""
+        return replace(self, ffn=replace(self.ffn, predictor=predictor))
+
+    def with_sketch(self, bits: int | None) -> LayerWeights:
+        """The same layer with a sketch made of its weights, or none.
+
+        Planes are their own sketch, and int8 weights are put in planes for it. They stay in them.
+
+        Raises:
+            ValueError: bits that the weights cannot be sketched in.
+        """
+        ffn = self.ffn
+        gate, up = ffn.gate, ffn.up
+        if isinstance(gate, PlaneMatrix) or isinstance(up, PlaneMatrix):
+            if bits != 4:
+                raise ValueError("weights in planes are always sketched, in 4 bits")
+            return self
+        if bits is None:
+            return replace(self, ffn=replace(ffn, sketch=None))
+        if gate.format == "int4":
+            raise ValueError("a sketch reads as much as int4 weights do: it gains nothing")
+        if gate.format == "int8":
+            if bits != 4:
+                raise ValueError(f"int8 weights are sketched in 4 bits, not in {bits}")
+            gate_planes, up_planes = PlaneMatrix.of(gate), PlaneMatrix.of(up)
+            sketch = Sketch(gate_planes, up_planes)
+            return replace(self, ffn=replace(ffn, gate=gate_planes, up=up_planes, sketch=sketch))
+        sketch = Sketch(*side_by_side(gate, up, bits))
+        return replace(self, ffn=replace(ffn, sketch=sketch))
+
     def _split(self) -> AttentionProjections:
         """Views of the rows of `qkv`, and `o`."""
         assert self.qkv is not None  # checked when made
@@ -168,6 +205,38 @@ class Weights:
             for index, layer in enumerate(self.layers)
         ]
         return replace(self, layers=tuple(layers))
+
+    @property
+    def sketch_bits(self) -> int | None:
+        """Bits of the sketch; None where there is none."""
+        sketch = self.layers[0].ffn.sketch
+        return None if sketch is None else sketch.bits
+
+    @property
+    def candidate_reads(self) -> CandidateReads | None:
+        """What choosing candidates reads; None where nothing does."""
+        if not self.layers[0].ffn.chooses_candidates:
+            return None
+        choosers = tuple(layer.ffn.predictor_bytes for layer in self.layers)
+        return CandidateReads(choosers, *self.layers[0].ffn.neuron_bytes)
+
+    def with_predictor(self, predictors: Sequence[LowRank | SignBits] | None) -> Weights:
+        """The same model with one predictor per layer, or none.
+
+        Raises:
+            ValueError: predictors that do not fit.
+        """
+        each = [None] * len(self.layers) if predictors is None else predictors
+        pairs = zip(self.layers, each, strict=True)
+        return replace(self, layers=tuple(layer.with_predictor(one) for layer, one in pairs))
+
+    def with_sketch(self, bits: int | None) -> Weights:
+        """The same model with a sketch of so many bits, or none.
+
+        Raises:
+            ValueError: as `LayerWeights.with_sketch`.
+        """
+        return replace(self, layers=tuple(layer.with_sketch(bits) for layer in self.layers))
 
     def with_top_k(self, k: int | None) -> Weights:
         """The same model with another `top_k`.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparseinfer.kernels.decoder.cpu import AttentionShape, CpuDecoder, DecoderLayer, TokenRow
 from sparseinfer.kernels.gated_ffn import FfnWeights
-from sparseinfer.kernels.gated_ffn.reference import activation, up_activation
+from sparseinfer.kernels.gated_ffn.activations import activation, up_activation
 from sparseinfer.kernels.input_mask import PROJECTIONS
 from sparseinfer.kernels.matrix import Format, Matrix
 from sparseinfer.kernels.projection import AttentionProjections, Projection

@@ -10,8 +10,8 @@ from ffn_oracle import VARIANTS, case, oracle, small
 from matrices import bundle, matrix, relative, values
 
 from sparseinfer.kernels.gated_ffn import FfnWeights
+from sparseinfer.kernels.gated_ffn.activations import activation, up_activation
 from sparseinfer.kernels.gated_ffn.cpu import CpuGatedFfn
-from sparseinfer.kernels.gated_ffn.reference import activation, up_activation
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn as reference
 from sparseinfer.kernels.linear import reference as linear_module
 from sparseinfer.kernels.projection import reference as projection_module

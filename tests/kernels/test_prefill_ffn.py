@@ -8,8 +8,8 @@ from matrices import FORMATS, bundle, matrix, relative
 
 from sparseinfer.kernels import gemm as module
 from sparseinfer.kernels.gated_ffn import PHI, PSI, FfnWeights
+from sparseinfer.kernels.gated_ffn.activations import activation, up_activation
 from sparseinfer.kernels.gated_ffn.prefill import _gate, gated_ffn
-from sparseinfer.kernels.gated_ffn.reference import activation, up_activation
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn as reference
 from sparseinfer.kernels.gemm import MATHS, Gemm
 

@@ -74,8 +74,8 @@ def native_ffn(weights: FfnWeights):
         raise ValueError(f"weights must be on the CPU, not on {weights.gate.device}")
     biases = (weights.gate_bias, weights.up_bias, weights.down_bias)
     return native().GatedFfn(
-        native_matrix(weights.gate),
-        native_matrix(weights.up),
+        native_matrix(weights.gate_projection.weight),
+        native_matrix(weights.up_projection.weight),
         native_matrix(weights.down),
         weights.threshold.detach(),
         *(None if bias is None else bias.detach() for bias in biases),

@@ -13,7 +13,9 @@ from sparseinfer.kernels.gated_ffn import (
     check_input,
     ffn_output,
 )
-from sparseinfer.kernels.gated_ffn.reference import activation, kept, up_activation
+from sparseinfer.kernels.gated_ffn.activations import activation, up_activation
+from sparseinfer.kernels.gated_ffn.block_chooser import BlockChooser
+from sparseinfer.kernels.gated_ffn.reference import kept
 from sparseinfer.kernels.gemm import Gemm, blocks
 from sparseinfer.kernels.input_mask import mask_inputs
 from sparseinfer.kernels.isa import native
@@ -40,6 +42,8 @@ def gated_ffn(x: Tensor, weights: FfnWeights, gemm: Gemm) -> FfnOutput:
     check_input(x, weights)
     if weights.needs_all_gates:
         return _from_all_gates(x, weights, gemm)
+    if weights.chooses_candidates:
+        return _of_candidates(x, weights, gemm)
     gate_x, gate_used = mask_inputs(x, weights.gate_input)
     up_x, up_used = mask_inputs(x, weights.up_input)
     gate_operand = gemm.operand(gate_x, "gate")
@@ -54,6 +58,34 @@ def gated_ffn(x: Tensor, weights: FfnWeights, gemm: Gemm) -> FfnOutput:
     if weights.down_bias is not None:
         y += weights.down_bias
     return ffn_output(y, counts, gate_used, up_used, weights)
+
+
+def _of_candidates(x: Tensor, weights: FfnWeights, gemm: Gemm) -> FfnOutput:
+    """Where a predictor or a sketch chooses neurons; it does so in fp32, whatever `gemm` is."""
+    operand = gemm.operand(x, "gate")
+    chooser = BlockChooser(x, weights)
+    y = torch.zeros(x.shape)
+    counts = torch.zeros(x.shape[0], 3, dtype=torch.int64)
+    for begin, end in blocks(weights.intermediate, weights.hidden):
+        chosen = chooser(begin, end)
+        g = gemm.times_transposed(operand, gemm.weights(weights.gate, begin, end), "g").float()
+        u = gemm.times_transposed(operand, gemm.weights(weights.up, begin, end), "u").float()
+        if weights.gate_bias is not None:
+            g += weights.gate_bias[begin:end]
+        if weights.up_bias is not None:
+            u += weights.up_bias[begin:end]
+        a = activation(weights.phi, g)
+        if weights.sketch is None:
+            keep = chosen & kept(a, weights.threshold[begin:end])
+        else:
+            keep = chosen & ~(a == 0)
+        h = torch.where(keep, a * up_activation(weights.psi, u), 0.0)
+        counts += torch.stack((keep.sum(1), (h != 0).sum(1), chosen.sum(1)), 1)
+        y += gemm.times(gemm.operand(h, "h"), gemm.weights(weights.down, begin, end), "y")
+    if weights.down_bias is not None:
+        y += weights.down_bias
+    rows, gates = counts.split((2, 1), 1)
+    return ffn_output(y, rows.contiguous(), None, None, weights, gates[:, 0])
 
 
 def _from_all_gates(x: Tensor, weights: FfnWeights, gemm: Gemm) -> FfnOutput:

@@ -4,8 +4,8 @@
     candidate_i = negative_i <= most
 
 Nothing is trained. Source: SparseInfer (2411.12692): it skips neurons with
-negative_i > alpha (H - negative_i), that is most = floor(alpha H / (1 + alpha)). Where x has NaN all
-neurons are candidates, so that it shows in the output.
+negative_i > alpha (H - negative_i), that is most = floor(alpha H / (1 + alpha)). Where x has NaN
+all neurons are candidates, so that it shows in the output.
 
 `reference` is plain torch, `cpu` the native op; in a decode step it is part of `decoder`.
 """
