@@ -61,6 +61,8 @@ class FfnPass(NamedTuple):
     """fp32 [T, H]: the output, without bias."""
     dropped: Tensor
     """fp32 [T, H]: what the output without any mask has more, at the same input."""
+    x: Tensor
+    """fp32 [T, H]: the input."""
 
 
 @contextmanager
@@ -133,7 +135,7 @@ class _Ffn:
         if "gate" in self._inputs or "up" in self._inputs:
             whole = self._activated_gate(rows) * self._activated_up(rows)
         kept = linear(h, self._down.weight)
-        self._watch(FfnPass(active, h, kept, linear(whole - h, self._down.weight)))
+        self._watch(FfnPass(active, h, kept, linear(whole - h, self._down.weight), rows))
         y = kept if self._down.bias is None else kept + self._down.bias
         return y.view(x.shape)
 
