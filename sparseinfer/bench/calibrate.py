@@ -76,7 +76,9 @@ def input_thresholds_in_sequence(
 
     def masking(name: str) -> Callable[[nn.Module, tuple[torch.Tensor]], tuple[torch.Tensor]]:
         def mask(_module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-            masked, threshold = masked_at_quantile(inputs[0], sparsity, f"layer {len(found[name])}, {name}")
+            masked, threshold = masked_at_quantile(
+                inputs[0], sparsity, f"layer {len(found[name])}, {name}"
+            )
             found[name].append(threshold)
             return (masked,)
 

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 
 from sparseinfer import arch
 from sparseinfer.bench.calibrate import calibration_model, masked_at_quantile
+from sparseinfer.bench.settings import SKETCH_BITS
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.kernels.gated_ffn.activations import activation
 from sparseinfer.kernels.matrix import Matrix
@@ -25,8 +26,6 @@ from sparseinfer.kernels.quantize import quantize
 from sparseinfer.kernels.sketch import Sketch
 from sparseinfer.kernels.sketch.matrix import side_by_side
 from sparseinfer.kernels.sketch.reference import estimates
-
-SKETCH_BITS = 4
 
 Scores = Callable[[Any, str, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """scores(mlp, phi, x [T, H], a [T, I], u [T, I]) -> magnitudes [T, I] that thresholds are on, and
@@ -54,9 +53,7 @@ def sketch_in_sequence(
         CalibrationError: activations that are not finite.
     """
 
-    def scores(
-        mlp: Any, phi: str, x: Tensor, _a: Tensor, _u: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def scores(mlp: Any, phi: str, x: Tensor, _a: Tensor, _u: Tensor) -> tuple[Tensor, Tensor]:
         sketch = _sketch(mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach(), weights)
         biases = {"gate_bias": mlp.gate_proj.bias, "up_bias": mlp.up_proj.bias}
         return estimates(x, sketch, phi=phi, psi="id", **biases), mlp.down_proj.weight.norm(dim=0)

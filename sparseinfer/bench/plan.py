@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sparseinfer.bench.settings import (
     PLANTED_RULES,
+    PLANTED_SPARSITY,
     SKETCHED_WEIGHTS,
     WEIGHTS,
     BenchSettings,
@@ -18,8 +19,8 @@ DEFAULT_SPARSITY: dict[str, tuple[Target, ...]] = {
     "chess": (0.0, 0.3, 0.5),
     "inputs": (0.0, 0.25, 0.5),
     "sketch": (0.0, 0.5, 0.7),
-    "lowrank": (0.0, 0.9),
-    "sign": (0.0, 0.9),
+    "lowrank": (0.0, PLANTED_SPARSITY),
+    "sign": (0.0, PLANTED_SPARSITY),
 }
 """Of the first rule that is asked for, or of the planted weights."""
 DEFAULT_BASELINES = ("llama.cpp", "dense")

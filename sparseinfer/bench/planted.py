@@ -1,13 +1,13 @@
-"""Random weights whose gates a predictor can learn: for the speed of models that are mostly at rest.
+"""Random weights whose gates can be predicted: for the speed of models that are mostly at rest.
 
-A trained ReLU model is sparse and predictable; random weights are neither. Here the FFNs have ReLUs,
-gate biases that put a wanted fraction of neurons to rest, and gates that are mostly of low rank:
+A trained ReLU model is sparse and predictable; random weights are neither. Here the FFNs have
+ReLUs, gate biases that put a wanted fraction of neurons to rest, and gates mostly of low rank:
 
     W_gate = DEVIATION * (sqrt(1 - NOISE) * A diag(s) B + sqrt(NOISE) * N)    s_j = exp(-j / decay)
 
-with A [I, k], B [k, H] and N [I, H] normal, rows of A diag(s) B scaled to mean square 1. Planted are
-k = H / 8 directions, twice as many as `rank_of` gives a predictor, beside noise of all directions:
-no predictor of that rank is exact.
+with A [I, k], B [k, H] and N [I, H] normal, rows of A diag(s) B scaled to mean square 1. Planted
+are k = H / 8 directions, twice as many as `rank_of` gives a predictor, beside noise of all
+directions: no predictor of that rank is exact.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ def rank_of(hidden: int) -> int:
     return max(1, hidden // _PREDICTED)
 
 
+def planted_rank(hidden: int) -> int:
+    """Directions that are planted."""
+    return max(1, hidden // _PLANTED)
+
+
 def planted_config(raw: dict[str, Any]) -> dict[str, Any]:
     """A raw config of a named shape, with ReLUs and biases in its FFNs."""
     return {**raw, "hidden_act": "relu", "mlp_bias": True}
@@ -58,7 +63,7 @@ def planted_tensor(
 def _gate(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """W_gate [I, H]."""
     rows, columns = shape
-    rank = max(1, columns // _PLANTED)
+    rank = planted_rank(columns)
     scale = torch.exp(-torch.arange(rank) / (rank_of(columns) / 2))
     planted = torch.randn(rows, rank, generator=generator).mul_(scale)
     weight = planted @ torch.randn(rank, columns, generator=generator)

@@ -11,7 +11,6 @@ that reach the wanted recall, and on the last third both are measured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +21,21 @@ from sparseinfer.bench.calibrate import calibration_model
 from sparseinfer.bench.planted import rank_of
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.kernels.lowrank import LowRank
+from sparseinfer.kernels.lowrank.reference import candidates as lowrank_candidates
 from sparseinfer.kernels.lowrank.reference import logits
 from sparseinfer.kernels.matrix import Matrix
 from sparseinfer.kernels.quantize import quantize
 from sparseinfer.kernels.sign import SignBits, pack_signs
+from sparseinfer.kernels.sign.reference import candidates as sign_candidates
 from sparseinfer.kernels.sign.reference import negatives
+from sparseinfer.predictors.metrics import Quality, QualityCounts
+from sparseinfer.predictors.threshold import logit_threshold, most_negatives
 
 RECALL = 0.98
-"""Of the neurons that fire, the fraction that is let through."""
+"""Of the neurons that fire, at least this fraction is let through."""
+
+_AIMED_AT = 0.985
+"""Inputs that nothing was fitted to may give a little less."""
 
 WINDOW = 128
 WINDOWS = 12
@@ -42,23 +48,22 @@ _MORE = 32
 
 def predictors_of(
     checkpoint: Checkpoint, ids: Sequence[int], kinds: Sequence[str]
-) -> dict[str, tuple[list[LowRank | SignBits], list[dict[str, float]]]]:
-    """Kind -> one predictor per layer, and what each was measured to do (see `measured`).
+) -> dict[str, tuple[list[LowRank | SignBits], list[Quality]]]:
+    """Kind -> one predictor per layer, and what each does on inputs it was not
+    fitted to.
 
     Args:
         ids: WINDOWS * WINDOW token ids.
         kinds: of lowrank, sign.
     """
     model = calibration_model(checkpoint)
-    found: dict[str, tuple[list[LowRank | SignBits], list[dict[str, float]]]] = {
+    found: dict[str, tuple[list[LowRank | SignBits], list[Quality]]] = {
         kind: ([], []) for kind in kinds
     }
     for _layer, passes in model.run(torch.tensor(list(ids)).view(WINDOWS, WINDOW)):
         seen: list[Tensor] = []
 
-        def keep(
-            _module: nn.Module, inputs: tuple[Tensor, ...], seen: list[Tensor] = seen
-        ) -> None:
+        def keep(_module: nn.Module, inputs: tuple[Tensor, ...], seen: list[Tensor] = seen) -> None:
             seen.append(inputs[0].reshape(-1, inputs[0].shape[-1]).clone())
 
         mlp: Any = model.layer.get_submodule("mlp")
@@ -76,8 +81,8 @@ def predictors_of(
 
 
 @torch.inference_mode()
-def fitted(kind: str, mlp: Any, x: Tensor) -> tuple[LowRank | SignBits, dict[str, float]]:
-    """The predictor of one layer, and what it was measured to do.
+def fitted(kind: str, mlp: Any, x: Tensor) -> tuple[LowRank | SignBits, Quality]:
+    """The predictor of one layer, and what it does on inputs that it was not fitted to.
 
     Args:
         mlp: transformers' FFN with a ReLU and a gate bias.
@@ -87,17 +92,19 @@ def fitted(kind: str, mlp: Any, x: Tensor) -> tuple[LowRank | SignBits, dict[str
     moment, calibration, test = x.chunk(3)
     fires = mlp.gate_proj(calibration) > 0
     if kind == "sign":
-        bits = SignBits(pack_signs(Matrix.of(weight.contiguous())), weight.shape[1], -1)
-        counts = negatives(calibration, bits)
-        most = int(_quantile(counts[fires].float(), RECALL))
-        predictor = SignBits(bits.bits, bits.hidden, most)
-        guessed = negatives(test, bits) <= most
+        bits, hidden = pack_signs(Matrix.of(weight)), weight.shape[1]
+        counts = negatives(calibration, SignBits(bits, hidden, hidden))
+        predictor = SignBits(bits, hidden, most_negatives(counts, fires, _AIMED_AT, hidden))
+        guessed = sign_candidates(test, predictor)
     else:
         free = reduced_rank(weight, moment, rank_of(weight.shape[1]), bias)
-        threshold = -_quantile(-logits(calibration, free)[fires], RECALL)
+        threshold = logit_threshold(logits(calibration, free), fires, _AIMED_AT)
         predictor = LowRank(free.inward, free.outward, free.bias - threshold)
-        guessed = ~(logits(test, predictor) < 0)
-    return predictor, measured(mlp, test, guessed)
+        guessed = lowrank_candidates(test, predictor)
+    a = torch.relu(mlp.gate_proj(test))
+    counted = QualityCounts()
+    counted.add(a > 0, guessed, a * mlp.up_proj(test), mlp.down_proj.weight)
+    return predictor, counted.quality()
 
 
 def reduced_rank(weight: Tensor, x: Tensor, rank: int, bias: Tensor) -> LowRank:
@@ -123,31 +130,3 @@ def reduced_rank(weight: Tensor, x: Tensor, rank: int, bias: Tensor) -> LowRank:
     outward = basis @ directions[:, -rank:]
     inward = outward.T @ weight
     return LowRank(quantize(inward, _STORED), quantize(outward, _STORED), bias.clone())
-
-
-def measured(mlp: Any, x: Tensor, guessed: Tensor) -> dict[str, float]:
-    """Recall, precision, the true sparsity and the predicted one, and norm(y - y_predicted) /
-    norm(y) over all tokens.
-
-    Args:
-        mlp: transformers' FFN with a ReLU.
-        x: [T, H].
-        guessed: bool [T, I].
-    """
-    a = torch.relu(mlp.gate_proj(x))
-    fires = a > 0
-    h = a * mlp.up_proj(x)
-    whole, lost = h @ mlp.down_proj.weight.T, torch.where(guessed, 0.0, h) @ mlp.down_proj.weight.T
-    found = int((fires & guessed).sum())
-    return {
-        "recall": found / max(1, int(fires.sum())),
-        "precision": found / max(1, int(guessed.sum())),
-        "true_sparsity": 1 - float(fires.float().mean()),
-        "predicted_sparsity": 1 - float(guessed.float().mean()),
-        "output_error": float(lost.norm() / whole.norm()),
-    }
-
-
-def _quantile(values: Tensor, fraction: float) -> Tensor:
-    """The smallest of values [N] that at least this fraction does not exceed."""
-    return values.kthvalue(max(1, math.ceil(fraction * values.numel()))).values

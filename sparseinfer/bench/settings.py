@@ -21,10 +21,13 @@ Target = float | Literal["own"]
 
 RULES = ("neurons", "chess", "inputs", "sketch", "lowrank", "sign")
 """What rests, and what decides that: neurons, by one threshold on the gate of a layer or one of
-each neuron (chess) or by a sketch of their outputs; inputs of all projections; or neurons of planted
-random weights, which a predictor finds before their gates are read."""
+each neuron (chess) or by a sketch of their outputs; inputs of all projections; or neurons of
+planted random weights, which a predictor finds before their gates are read."""
+
+SKETCH_BITS = 4
 
 PLANTED_RULES = ("lowrank", "sign")
+PLANTED_SPARSITY = 0.9
 SKETCHED_WEIGHTS = ("bf16", "int8")
 """A sketch reads as much as int4 weights do."""
 
@@ -122,6 +125,14 @@ class BenchSettings:
     def is_planted(self) -> bool:
         """Whether the random weights are those of `planted`."""
         return any(rule in PLANTED_RULES for rule in self.rules)
+
+    @property
+    def planted_sparsity(self) -> float | None:
+        """Of the planted weights; None for others."""
+        if not self.is_planted:
+            return None
+        wanted = (one for one in self.sparsity or () if isinstance(one, float) and one)
+        return next(wanted, PLANTED_SPARSITY)
 
 
 def check_planted(rules: tuple[str, ...], sparsity: tuple[Target, ...] | None) -> None:

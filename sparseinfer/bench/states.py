@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ class State:
         inputs: projection -> one threshold per layer on its inputs; None without any.
         file: of `state_file`, in place of `thresholds`.
         activation: computed in place of the model's own; None leaves it.
-        found: what its predictor was measured to do, per layer: see `planted_predictors`.
+        found: what its predictor does, a `predictors.metrics.Quality` of each layer; empty without.
     """
 
     target: Target
@@ -40,7 +40,7 @@ class State:
     inputs: dict[str, list[float]] | None = None
     file: str | None = None
     activation: str | None = None
-    found: Mapping[str, Any] = field(default_factory=dict)
+    found: Sequence[Mapping[str, float]] = ()
 
     @property
     def name(self) -> str:
