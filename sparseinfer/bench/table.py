@@ -99,7 +99,11 @@ def _decode_table(one: FormatResult, rules: Sequence[str], model: Mapping[str, A
         ),
     ]
     notes += [_RULE_NOTES[rule] for rule in rules if rule in _RULE_NOTES]
-    notes += [_predictor_note(row) for row in one.rows if row.chooser and row.chooser.quality]
+    notes += [
+        predictor_note(row.rule or "", row.target, row.chooser.quality)
+        for row in one.rows
+        if row.chooser and row.chooser.quality
+    ]
     if model.get("planted"):
         notes.append(_planted_note(model["planted"]))
     if model["random_weights"]:
@@ -132,15 +136,20 @@ def _decode_cells(
     return tuple(cells)
 
 
-def _predictor_note(row: Row) -> str:
-    assert row.chooser is not None  # asked for only where there is one
-    found = row.chooser.quality
+def predictor_note(rule: str, target: Target | None, found: Mapping[str, float]) -> str:
+    """How good a predictor's guesses are.
+
+    Args:
+        found: fields of `predictors.metrics.Quality`, and `lowest_recall` for means over layers.
+    """
     shares = {name: percent(value) for name, value in found.items()}
+    lowest = found.get("lowest_recall")
     return (
-        f"{row.rule} at {_target(row.target)}: recall {found['recall']:.3f} (lowest of a layer "
-        f"{found['lowest_recall']:.3f}), precision {found['precision']:.3f}; "
-        f"{shares['predicted_sparsity']} of neurons not considered, {shares['true_sparsity']} at "
-        f"rest; FFN output error {shares['output_error']}; on inputs that it was not fitted to"
+        f"{rule} at {_target(target)}: recall {found['recall']:.3f}"
+        f"{'' if lowest is None else f' (lowest of a layer {lowest:.3f})'}, precision "
+        f"{found['precision']:.3f}; {shares['predicted_sparsity']} of neurons not considered, "
+        f"{shares['true_sparsity']} at rest; FFN output error {shares['output_error']}; on inputs "
+        "that it was not fitted to"
     )
 
 
@@ -220,8 +229,8 @@ def _batch_state(row: Mapping[str, Any]) -> str:
 def kernel_table(result: KernelResult) -> Table:
     """Of `sparseinfer bench --kernel`."""
     columns = (
-        "shape", "H x I", "weights", "sparsity", "GB/s on rows read", "streaming GB/s",
-        "of streaming", "microseconds",
+        "shape", "H x I", "weights", "sparsity", "of", "GB/s on bytes read", "streaming GB/s",
+        "of streaming", "microseconds", "over dense", "bytes allow", "choosing, us",
     )  # fmt: skip
     rows = tuple(
         (
@@ -229,12 +238,21 @@ def kernel_table(result: KernelResult) -> Table:
             f"{row.hidden} x {row.intermediate}",
             row.weights,
             f"{row.sparsity:g}",
+            row.rule or _ABSENT,
             spread(row.gb_s, 1),
             spread(row.streaming_gb_s, 1),
             spread(row.bandwidth_fraction),
             spread(row.microseconds, 0),
+            spread(row.over_dense),
+            number(row.predicted),
+            spread(row.chooser_microseconds, 0),
         )
         for row in result.rows
     )
     title = f"gated FFN alone, {result.isa}, {result.threads} threads; median (min-max)"
-    return Table(title, columns, rows)
+    notes = tuple(
+        f"{row.weights}: {predictor_note(row.rule or '', row.sparsity, row.quality)}"
+        for row in result.rows
+        if row.quality
+    )
+    return Table(title, columns, rows, notes)

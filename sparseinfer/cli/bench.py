@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_MODEL = "smollm2-135m"
 _KERNEL_OPTIONS = {
-    "kernel", "random_weights", "weights", "sparsity", "threads", "pairs", "report", "as_json",
+    "kernel", "random_weights", "weights", "sparsity", "rule", "threads", "pairs", "report",
+    "as_json",
 }  # fmt: skip
 
 
@@ -128,7 +129,12 @@ def bench(
     if kernel:
         _refuse_others(ctx)
         content, shown = _measure_kernel(
-            random_weights, _optional_names(weights), _targets(sparsity), threads, pairs
+            random_weights,
+            _optional_names(weights),
+            _targets(sparsity),
+            threads,
+            pairs,
+            _names(rule),
         )
     else:
         settings = BenchSettings(
@@ -174,11 +180,12 @@ def _measure_kernel(
     targets: tuple[Target, ...] | None,
     threads: int | None,
     pairs: int,
+    rules: tuple[str, ...],
 ) -> tuple[dict[str, Any], list[Table]]:
     from sparseinfer.bench.kernel import KernelSettings, measure_kernels
     from sparseinfer.bench.table import kernel_table
 
-    settings = KernelSettings(shape, weights, targets, threads, pairs)
+    settings = KernelSettings(shape, weights, targets, threads, pairs, rules)
     with progress() as show:
         result = measure_kernels(settings, progress=show)
     return result.as_json(), [kernel_table(result)]
