@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from sparseinfer.bench.kernel_variants import Variant, predictors_for, variants
 from sparseinfer.bench.machine import PACKAGES, load_average
-from sparseinfer.bench.planted_predictors import WINDOW, WINDOWS, predictors_of
 from sparseinfer.bench.protocol import Progress
 from sparseinfer.bench.random_model import random_model
 from sparseinfer.bench.settings import (
@@ -42,9 +41,7 @@ from sparseinfer.kernels.gated_ffn import FfnWeights
 from sparseinfer.kernels.gated_ffn.cpu import CpuGatedFfn, native_ffn
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn
 from sparseinfer.kernels.isa import choose_isa
-from sparseinfer.kernels.lowrank import LowRank
 from sparseinfer.kernels.matrix import Matrix
-from sparseinfer.kernels.sign import SignBits
 from sparseinfer.kernels.threads import CpuPool
 from sparseinfer.machine import hardware, versions
 from sparseinfer.packed import pack
@@ -187,71 +184,16 @@ def measure_kernels(settings: KernelSettings, *, progress: Progress) -> KernelRe
     for shape in shapes:
         folder = random_model(shape, 1, planted=settings.planted, progress=progress)
         checkpoint = Checkpoint.open(folder)
-        predictors = _predictors(checkpoint, settings)
+        predictors = predictors_for(checkpoint, settings.rules)
         for weights in settings.weights or WEIGHTS:
             layer = pack(checkpoint, WeightFormats.of(weights)).layers[0].ffn
             bench = _ShapeBench(shape, weights, layer, pool)
             isa = bench.isa
-            rows += bench.rows(_variants(layer, settings, predictors), settings.pairs, progress)
+            sparsity = [float(one) for one in settings.sparsity or DEFAULT_SPARSITY]
+            rows += bench.rows(
+                variants(layer, settings.planted, sparsity, predictors), settings.pairs, progress
+            )
     return KernelResult(pool.threads, isa, settings.pairs, tuple(rows), load_before)
-
-
-@dataclass(frozen=True)
-class _Variant:
-    """What is done with one layer's weights.
-
-    Attributes:
-        rule, sparsity, quality: as in `KernelRow`.
-        changes: to the fields of `FfnWeights`.
-    """
-
-    rule: str | None
-    sparsity: float
-    changes: Mapping[str, Any]
-    quality: Mapping[str, float] = field(default_factory=dict)
-
-    def of(self, layer: FfnWeights) -> FfnWeights:
-        return replace(layer, **self.changes)
-
-
-_Predictors = Mapping[str, tuple[LowRank | SignBits, Mapping[str, float]]]
-
-
-def _predictors(checkpoint: Checkpoint, settings: KernelSettings) -> _Predictors:
-    """Kind -> predictor of the one layer, and its quality."""
-    kinds = [rule for rule in settings.rules if rule in PLANTED_RULES]
-    if not kinds:
-        return {}
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(checkpoint.config.vocab_size, (WINDOWS * WINDOW,), generator=generator)
-    found = predictors_of(checkpoint, ids.tolist(), kinds)
-    return {kind: (one[0][0], one[1][0].model_dump()) for kind, one in found.items()}
-
-
-def _variants(
-    layer: FfnWeights, settings: KernelSettings, predictors: _Predictors
-) -> list[_Variant]:
-    """In the order of their rows, dense ones first."""
-    wanted = [float(one) for one in settings.sparsity or DEFAULT_SPARSITY]
-    planted = settings.planted
-    if planted is None:
-        return [
-            _Variant("neurons", one, {"threshold": _mask(layer.intermediate, one)})
-            for one in wanted
-        ]
-    # ReLUs rest whatever the threshold is: what is never 0 stands in for them.
-    found = [_Variant(None, 0.0, {"phi": "silu"}), _Variant("neurons", planted, {})]
-    for kind, (predictor, quality) in predictors.items():
-        found.append(_Variant(kind, planted, {"predictor": predictor}, quality))
-    return found
-
-
-def _mask(neurons: int, sparsity: float) -> Tensor:
-    """A threshold of infinity for a random share of the neurons, 0 for the others."""
-    order = torch.randperm(neurons, generator=torch.Generator().manual_seed(0))
-    mask = torch.zeros(neurons)
-    mask[order[: round(sparsity * neurons)]] = torch.inf
-    return mask
 
 
 class _ShapeBench:
@@ -265,17 +207,15 @@ class _ShapeBench:
         self._copies = [_copy(layer, layer.threshold) for _ in range(-(-rotated // size))]
         x = torch.randn(len(self._copies), layer.hidden, generator=torch.Generator().manual_seed(0))
         self._x = x / x.square().mean(1, keepdim=True).sqrt()
-        self._y, self._counts = torch.empty(1, layer.hidden), torch.empty(1, 2, dtype=torch.int64)
+        self._y, self._counts = torch.empty(1, layer.hidden), torch.empty(1, 3, dtype=torch.int64)
         self.isa = choose_isa()
 
-    def rows(
-        self, variants: Sequence[_Variant], rounds: int, progress: Progress
-    ) -> list[KernelRow]:
+    def rows(self, measured: Sequence[Variant], rounds: int, progress: Progress) -> list[KernelRow]:
         """Alternates streaming and every variant; each timed run passes over all copies."""
-        active = [self._check(variant) for variant in variants]
+        active = [self._check(variant) for variant in measured]
         # Called as the engine calls them, from native code, or nearly so: no tensors are made.
-        handles = [[native_ffn(one.of(copy)) for copy in self._copies] for one in variants]
-        seconds: list[list[float]] = [[] for _ in variants]
+        handles = [[native_ffn(one.of(copy)) for copy in self._copies] for one in measured]
+        seconds: list[list[float]] = [[] for _ in measured]
         streaming: list[float] = []
         for done in range(-1, rounds):
             read = read_bandwidth(self._pool, _STREAMED_BYTES)
@@ -287,12 +227,12 @@ class _ShapeBench:
             progress(f"{self._shape} {self._weights}", done + 1, rounds)
         rows = [
             self._row(one, count, times, streaming)
-            for one, count, times in zip(variants, active, seconds, strict=True)
+            for one, count, times in zip(measured, active, seconds, strict=True)
         ]
         return _compared(rows)
 
     def _row(
-        self, variant: _Variant, active: int, seconds: list[float], streaming: list[float]
+        self, variant: Variant, active: int, seconds: list[float], streaming: list[float]
     ) -> KernelRow:
         rates = [active / value / 1e9 for value in seconds]
         weights = variant.of(self._layer)
@@ -317,7 +257,7 @@ class _ShapeBench:
             quality=dict(variant.quality),
         )
 
-    def _check(self, variant: _Variant) -> int:
+    def _check(self, variant: Variant) -> int:
         """Bytes that a call reads, on average; refuses a kernel that computes something else."""
         weights = variant.of(self._copies[0])
         got = CpuGatedFfn(weights, self._pool)(self._x)
@@ -339,7 +279,7 @@ class _ShapeBench:
         x, y, counts = self._x.data_ptr(), self._y.data_ptr(), self._counts.data_ptr()
         began = time.perf_counter()
         for index, handle in enumerate(handles):
-            handle.call(pool, isa, x + index * 4 * self._layer.hidden, y, counts, 1)
+            handle.call(pool, isa, x + index * 4 * self._layer.hidden, 0, y, counts, 1)
         return (time.perf_counter() - began) / len(handles)
 
 
