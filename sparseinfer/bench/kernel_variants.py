@@ -40,7 +40,7 @@ Predictors = Mapping[str, tuple[LowRank | SignBits, Mapping[str, float]]]
 
 
 def predictors_for(checkpoint: Checkpoint, rules: Sequence[str]) -> Predictors:
-    """Of a checkpoint's one layer, those that rules ask for; none for weights that are not planted."""
+    """Of a checkpoint's one layer, those that rules ask for: none where it is not planted."""
     kinds = [rule for rule in rules if rule in PLANTED_RULES]
     if not kinds:
         return {}
