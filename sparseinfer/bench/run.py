@@ -16,6 +16,7 @@ from sparseinfer.bench.gguf_export import check_exportable
 from sparseinfer.bench.llama_cpp_library import check_library
 from sparseinfer.bench.machine import PACKAGES, load_average
 from sparseinfer.bench.plan import Plan, make_plan
+from sparseinfer.bench.plane import Point, findings, plane
 from sparseinfer.bench.prefill import measure_prefill
 from sparseinfer.bench.prepare import Note, Prepared, prepare
 from sparseinfer.bench.protocol import Progress
@@ -52,6 +53,11 @@ class BenchResult:
     load_before: float | None
     warnings: list[str]
 
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Of all formats, on the plane of speed and quality."""
+        return plane([row for one in self.formats for row in one.rows])
+
     def as_json(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
@@ -62,6 +68,10 @@ class BenchResult:
             "versions": versions(PACKAGES),
             "settings": asdict(self.plan),
             "formats": [asdict(one) for one in self.formats],
+            "plane": {
+                "points": [asdict(one) for one in self.points],
+                "findings": list(findings(self.points)),
+            },
             "warnings": self.warnings,
         }
 

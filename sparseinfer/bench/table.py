@@ -8,6 +8,7 @@ from typing import Any
 
 from sparseinfer.bench.decode import Row
 from sparseinfer.bench.kernel import KernelResult
+from sparseinfer.bench.plane import Point, findings
 from sparseinfer.bench.run import BenchResult, FormatResult
 from sparseinfer.bench.settings import Target
 from sparseinfer.bench.spread import Spread
@@ -52,6 +53,8 @@ def tables(result: BenchResult) -> list[Table]:
             found.append(_prefill_table(one))
         if one.batch:
             found.append(_batch_table(one))
+    if result.points:
+        found.append(_plane_table(result.points))
     return found
 
 
@@ -184,6 +187,13 @@ def _bits_notes(one: FormatResult) -> list[str]:
         bits = ", ".join(f"{group} {value:.2f}" for group, value in side["bits"].items())
         notes.append(f"{name} ({side['version']}): bits per weight: {bits}")
     return notes
+
+
+def _plane_table(points: Sequence[Point]) -> Table:
+    ordered = sorted(points, key=lambda point: -point.speed)
+    cells = tuple((one.name, f"{one.speed:.1f}", f"{one.perplexity:.2f}") for one in ordered)
+    columns = ("side", "tokens/s", "perplexity")
+    return Table("speed against quality, fastest first", columns, cells, findings(points))
 
 
 def _prefill_table(one: FormatResult) -> Table:
