@@ -1,6 +1,6 @@
 """Trains a small ReLU or ReLU^2 Llama on real text, whose neurons rest for nine tokens of ten.
 
-    python benchmarks/small_relu_model.py OUT [--act relu|relu2] [--minutes 8]
+    python benchmarks/small_relu_model.py OUT [--act relu|relu2] [--steps 500]
 
 A subject for predictors: a model whose activations mean something, which the embedded SiLU model
 has too few zeros for. It learns CoQA's text with its own byte-level BPE; a penalty on activations
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +59,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--act", choices=("relu", "relu2"), default="relu")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training")
+    parser.add_argument("--steps", type=int, default=500, help="of 4096 tokens")
     options = parser.parse_args()
-    print(json.dumps(train(options.out, options.act, options.minutes)))
+    print(json.dumps(train(options.out, options.act, options.steps)))
 
 
-def train(out: Path, act: str, minutes: float) -> dict[str, Any]:
+def train(out: Path, act: str, steps: int) -> dict[str, Any]:
     """Writes the model; returns its loss and the fraction of neurons at rest at the end."""
     torch.manual_seed(0)
     text = load_text(CALIBRATION_TEXT).joined
@@ -78,9 +77,8 @@ def train(out: Path, act: str, minutes: float) -> dict[str, Any]:
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     activations = Activations(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1)
-    end = time.monotonic() + 60 * minutes
-    strength, step, rest, loss = 1e-3, 0, 0.0, torch.tensor(0.0)
-    while (left := end - time.monotonic()) > 0:
+    strength, rest, loss = 1e-3, 0.0, torch.tensor(0.0)
+    for step in range(steps):
         starts = torch.randint(len(ids) - CONTEXT, (BATCH,)).tolist()
         batch = torch.stack([ids[start : start + CONTEXT] for start in starts])
         loss = model(input_ids=batch, labels=batch).loss
@@ -89,14 +87,15 @@ def train(out: Path, act: str, minutes: float) -> dict[str, Any]:
         strength *= 1.03 if rest < RESTING else 0.97
         (loss + strength * magnitude).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.param_groups[0]["lr"] = RATE * min(1, (step + 1) / WARM_UP, left / (15 * minutes))
+        optimiser.param_groups[0]["lr"] = RATE * min(
+            1, (step + 1) / WARM_UP, 4 * (1 - step / steps)
+        )
         optimiser.step()
         optimiser.zero_grad()
-        step += 1
     model.config.dtype = torch.bfloat16
     model.to(torch.bfloat16).save_pretrained(out)
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(out)
-    return {"act": act, "steps": step, "tokens": step * BATCH * CONTEXT, "loss": float(loss),
+    return {"act": act, "steps": steps, "tokens": steps * BATCH * CONTEXT, "loss": float(loss),
             "at_rest": rest, "out": str(out)}  # fmt: skip
 
 
