@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparseinfer.checkpoint import Checkpoint
+    from sparseinfer.config import CalibrationRecord, ModelConfig, SparsityRecord
+    from sparseinfer.formats import WeightFormats
     from sparseinfer.packed import Packed
+    from sparseinfer.sparsity import ByteCounts, CandidateReads
 
 
 def inspect(
@@ -83,8 +86,9 @@ def describe(source: Checkpoint | Packed) -> dict[str, Any]:
     }
     calibrated = record.calibration if record else None
     formats = choose_model_formats(source, "auto")
+    reads = _sketch_reads(config, formats, record)
     if calibrated:
-        expected = calibrated_sparsities(config, formats, calibrated)
+        expected = calibrated_sparsities(config, formats, calibrated, reads)
     else:
         expected = expected_sparsities(config, formats, [0.0] * config.num_layers)
     packed = source.source.model_dump(mode="json") if isinstance(source, Packed) else None
@@ -98,13 +102,54 @@ def describe(source: Checkpoint | Packed) -> dict[str, Any]:
         "weight_files_bytes": source.weight_bytes,
         "config": {key: value for key, value in vars(config).items() if key != "eos_token_ids"},
         "ffn": {"phi": config.phi, "psi": config.psi},
+        "mask": record.mask if record else "gate",
+        "sketch": _sketch(formats, record, reads),
         "record": record.model_dump(mode="json") if record else None,
         "thresholds": thresholds if record and record.has_thresholds else None,
         "input_thresholds": input_thresholds,
         "bytes_per_token_dense": expected.bytes_per_token_dense,
         "bytes_per_token_calibrated": expected.bytes_per_token_read if calibrated else None,
         "calibrated_sparsities": vars(expected) if calibrated else None,
+        "bytes_per_token_parts": _parts(config, formats, calibrated, reads),
     }
+
+
+def _sketch_reads(
+    config: ModelConfig, formats: WeightFormats, record: SparsityRecord | None
+) -> CandidateReads | None:
+    """What choosing neurons reads, where a sketch does."""
+    from sparseinfer.sparsity import CandidateReads
+
+    if record is None or record.sketch_bits is None:
+        return None
+    return CandidateReads.of_sketch(config, formats, record.sketch_bits)
+
+
+def _sketch(
+    formats: WeightFormats, record: SparsityRecord | None, reads: CandidateReads | None
+) -> dict[str, Any] | None:
+    if record is None or reads is None:
+        return None
+    stored = "planes" if formats.layers == "int8" else "side copy"
+    return {"bits": record.sketch_bits, "stored": stored, "bytes": sum(reads.chooser)}
+
+
+def _parts(
+    config: ModelConfig,
+    formats: WeightFormats,
+    calibrated: CalibrationRecord | None,
+    reads: CandidateReads | None,
+) -> dict[str, dict[str, int] | None]:
+    """Bytes of weights that a decode step reads, by part."""
+    from sparseinfer.sparsity import bytes_per_token, calibrated_bytes
+
+    def rounded(counted: ByteCounts) -> dict[str, int]:
+        return {part: round(count) for part, count in counted.parts.items()}
+
+    everything = [1.0] * config.num_layers
+    dense = bytes_per_token(config, formats, everything, everything)
+    sparse = calibrated_bytes(config, formats, calibrated, reads) if calibrated else None
+    return {"dense": rounded(dense), "calibrated": rounded(sparse) if sparse else None}
 
 
 def _spread(threshold: Tensor) -> dict[str, float]:
@@ -138,6 +183,7 @@ def _rows(content: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("FFN", f"phi = {content['ffn']['phi']}, psi = {content['ffn']['psi']}"),
         ("method", _method_text(record) if record else "none: a dense model"),
+        *_sketch_row(content["sketch"]),
         ("weight files", megabytes(content["weight_files_bytes"])),
         ("bytes per token", f"{megabytes(content['bytes_per_token_dense'])} dense"),
     ]
@@ -155,10 +201,27 @@ def _rows(content: dict[str, Any]) -> list[tuple[str, str]]:
         ]
     elif content["ffn"]["phi"] != "silu":
         rows.append(("", "sparse bytes depend on the text: run sparseinfer eval"))
+    parts = content["bytes_per_token_parts"]
+    for name in ("dense", "calibrated"):
+        if parts[name] is not None:
+            rows.append((f"{name} bytes by part", _parts_text(parts[name])))
     rows += _threshold_rows("threshold", content["thresholds"] or [])
     for name, layers in content["input_thresholds"].items():
         rows += _threshold_rows(f"{name} inputs", layers)
     return rows
+
+
+def _sketch_row(sketch: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if sketch is None:
+        return []
+    size = megabytes(sketch["bytes"])
+    where = {"planes": f"the high plane of gate and up, {size} of the weights themselves",
+             "side copy": f"a copy of gate and up, {size} beside the weights"}  # fmt: skip
+    return [("sketch", f"{sketch['bits']} bits: {where[sketch['stored']]}")]
+
+
+def _parts_text(parts: dict[str, int]) -> str:
+    return ", ".join(f"{part} {megabytes(count)}" for part, count in parts.items() if count)
 
 
 def _threshold_rows(what: str, layers: list[dict[str, float]]) -> list[tuple[str, str]]:
