@@ -44,7 +44,7 @@ class NumericalError(SparseInferError):
 
 
 class PredictorError(SparseInferError):
-    """A predictor, or what was captured to train one, that is damaged or belongs to another model."""
+    """A predictor, or captured data for one, that is damaged or belongs to another model."""
 
 
 class RecallError(PredictorError):
