@@ -41,3 +41,11 @@ class PromptError(SparseInferError):
 
 class NumericalError(SparseInferError):
     """A model that computes NaN: its weights or thresholds are broken."""
+
+
+class PredictorError(SparseInferError):
+    """A predictor, or captured data for one, that is damaged or belongs to another model."""
+
+
+class RecallError(PredictorError):
+    """Layers whose predictor lets nearly everything through at the recall that was asked for."""
