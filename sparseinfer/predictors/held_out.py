@@ -30,11 +30,20 @@ class Split(NamedTuple):
 def split(rows: LayerRows, neurons: int, *, training: bool) -> Split:
     """A tenth of the rows (within bounds) is held out, half to calibrate on, half to measure on;
     all of them where nothing is trained."""
-    count = len(rows) // 10 if training else len(rows)
-    count = min(max(count, FEWEST_HELD_OUT), MOST_HELD_OUT, _MOST_LOGITS // neurons, len(rows))
+    count = _held_out(len(rows) // 10 if training else len(rows), len(rows), neurons)
     begin = len(rows) - count
     middle = begin + count // 2
     return Split(rows[:begin], rows[begin:middle], rows[middle:])
+
+
+def calibration_rows(tokens: int, neurons: int) -> int:
+    """How many of so many rows calibrate where others are trained on."""
+    return _held_out(tokens // 10, tokens, neurons) // 2
+
+
+def _held_out(wanted: int, available: int, neurons: int) -> int:
+    most = min(MOST_HELD_OUT, max(FEWEST_HELD_OUT, _MOST_LOGITS // neurons), available)
+    return min(max(wanted, FEWEST_HELD_OUT), most)
 
 
 def measure(rows: LayerRows, ffn: LayerFfn, candidates: Callable[[Tensor], Tensor]) -> Quality:

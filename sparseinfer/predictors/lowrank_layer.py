@@ -18,8 +18,8 @@ from sparseinfer.kernels.lowrank import LowRank
 from sparseinfer.kernels.lowrank import reference as lowrank_reference
 from sparseinfer.kernels.quantize import quantize
 from sparseinfer.predictors.ffn import LayerFfn
-from sparseinfer.predictors.fit import HeldOut, fit
-from sparseinfer.predictors.held_out import measure, outputs, split
+from sparseinfer.predictors.fit import BATCH, HeldOut, fit
+from sparseinfer.predictors.held_out import calibration_rows, measure, outputs, split
 from sparseinfer.predictors.observe import LayerRows, unpack_mask
 from sparseinfer.predictors.rank import choose_rank, ranks_to_try
 from sparseinfer.predictors.records import Check, LayerRecord, RankTried, Store
@@ -49,6 +49,15 @@ class LowRankSettings:
     rank: int | None
     store: Store
     seed: int
+
+
+def memory_to_train(config: ModelConfig, tokens: int) -> int:
+    """Bytes that training a layer takes beside its rows, about: its weights, batches, and the
+    logits of held-out tokens."""
+    neurons = config.intermediate_size
+    weights = 4 * config.ffn_weights_per_layer + 32 * config.hidden_size**2
+    held_out = max(calibration_rows(tokens, neurons) * 9, 4 * _CHECK_ROWS * 4)
+    return weights + neurons * (held_out + 5 * BATCH * 4)
 
 
 def train_layer(
