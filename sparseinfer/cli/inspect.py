@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,6 +33,12 @@ def inspect(
         bool,
         typer.Option("--verify", help="Read all weights: NaN, Inf, and a packed artifact's hash."),
     ] = False,
+    predictor: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a predictor for MODEL; default: MODEL's own, where it has one."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Show a model's shape, FFN form, thresholds, sizes and bytes per token.
@@ -52,6 +59,7 @@ def inspect(
         with progress() as report:
             _verify(source, report)
     content["verified"] = verify
+    content["predictor"] = _predictor(source, predictor)
     if as_json:
         print_json({"model": resolved.name, **content})
         return
@@ -66,6 +74,21 @@ def _verify(source: Checkpoint | Packed, report: Any) -> None:
         validate_weights(source, report)
     else:
         source.verify(report)
+
+
+def _predictor(source: Checkpoint | Packed, given: Path | None) -> dict[str, Any] | None:
+    """What it is; one that does not fit the model is refused."""
+    from sparseinfer.engine.predictor import open_predictor
+    from sparseinfer.predictors.artifact import is_predictor
+
+    if given is None and not is_predictor(source.path):
+        return None
+    record = open_predictor(source.path if given is None else given, source).record
+    return {
+        "kind": record.kind,
+        "recall": record.recall,
+        "bytes_per_token": sum(layer.bytes_per_token for layer in record.layers),
+    }
 
 
 def describe(source: Checkpoint | Packed) -> dict[str, Any]:
@@ -184,6 +207,7 @@ def _rows(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("FFN", f"phi = {content['ffn']['phi']}, psi = {content['ffn']['psi']}"),
         ("method", _method_text(record) if record else "none: a dense model"),
         *_sketch_row(content["sketch"]),
+        *_predictor_row(content["predictor"]),
         ("weight files", megabytes(content["weight_files_bytes"])),
         ("bytes per token", f"{megabytes(content['bytes_per_token_dense'])} dense"),
     ]
@@ -218,6 +242,15 @@ def _sketch_row(sketch: dict[str, Any] | None) -> list[tuple[str, str]]:
     where = {"planes": f"the high plane of gate and up, {size} of the weights themselves",
              "side copy": f"a copy of gate and up, {size} beside the weights"}  # fmt: skip
     return [("sketch", f"{sketch['bits']} bits: {where[sketch['stored']]}")]
+
+
+def _predictor_row(predictor: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if predictor is None:
+        return []
+    size = megabytes(predictor["bytes_per_token"])
+    return [
+        ("predictor", f"{predictor['kind']} for recall {predictor['recall']:g}, {size} a token")
+    ]
 
 
 def _parts_text(parts: dict[str, int]) -> str:
