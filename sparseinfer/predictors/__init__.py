@@ -6,10 +6,11 @@ never adds noise.
 Reading order: `rules` (which models can have one), `binding` (what ties it to a model), `sample`
 (token windows of texts), `observe` (FFN inputs and true masks of a model that runs on them),
 `capture_folder` and `capturing` (the same on disk), `ffn` (one layer's weights), `metrics` (how
-good guesses are), `threshold` (recall that is asked for), `reduce` (low-rank guess from the weights
-alone), `fit` (training), `rank` (how large), `lowrank_layer` and `sign_layer` (one layer, from data
-to predictor), `artifact` (the file; all that an engine needs), `work` (finished layers of a run)
-and `training` (all layers).
+good guesses are), `held_out` (on which tokens), `threshold` (recall that is asked for), `reduce`
+(low-rank maps, and a guess), `fit` (training), `rank` (how large), `lowrank_layer` and `sign_layer`
+(one layer, from rows to predictor), `records` (what is written down), `artifact` (the files; all
+that an engine needs), `subject` (model and text of a run), `rows` (a folder's, or the model's while
+it runs), `work` (finished layers of a run), `disk` (room for it) and `training` (all layers).
 
     from sparseinfer.predictors import capture, train, load_predictor
 

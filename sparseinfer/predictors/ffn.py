@@ -23,7 +23,6 @@ class LayerFfn:
         gate, up: fp32 [I, H].
         down: fp32 [H, I].
         gate_bias, up_bias: fp32 [I] or None.
-        threshold: fp32 [I], on |phi(g)|.
     """
 
     gate: Tensor
@@ -31,7 +30,6 @@ class LayerFfn:
     down: Tensor
     gate_bias: Tensor | None
     up_bias: Tensor | None
-    threshold: Tensor
     phi: str
     psi: str
     shift: float
@@ -59,7 +57,6 @@ class LayerFfn:
             down=read[names["down", "weight"]],
             gate_bias=read.get(names["gate", "bias"]),
             up_bias=read.get(names["up", "bias"]),
-            threshold=rules.thresholds[layer],
             phi=rules.phi,
             psi=rules.psi,
             shift=rules.shift,
@@ -70,26 +67,3 @@ class LayerFfn:
         a = activation(self.phi, linear(x, self.gate, self.gate_bias) - self.shift)
         u = up_activation(self.psi, linear(x, self.up, self.up_bias))
         return torch.where(active, a * u, 0.0)
-
-    @property
-    def gate_level(self) -> Tensor:
-        """fp32 [I]: the gate value x W + b (bias and shift included in it) above which a neuron
-        fires; inf for one that never does. SiLU neurons of small thresholds fire for some values
-        below 0 too, which no single level says."""
-        t = self.threshold
-        if self.phi == "silu":
-            level = _silu_inverse(t)
-        else:
-            level = t.sqrt() if self.phi == "relu2" else t
-        bias = 0.0 if self.gate_bias is None else self.gate_bias
-        return level + self.shift - bias
-
-
-def _silu_inverse(values: Tensor) -> Tensor:
-    """g >= 0 with silu(g) = value, by Newton's method, for values >= 0."""
-    g = values + 0.28  # silu(g) >= g - 0.28: right of the root, where silu is convex or nearly so
-    for _ in range(30):
-        sigmoid = torch.sigmoid(g)
-        slope = sigmoid * (1 + g * (1 - sigmoid))
-        g = torch.where(torch.isinf(g), g, g - (g * sigmoid - values) / slope).clamp_min(0)
-    return g

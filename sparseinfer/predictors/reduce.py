@@ -1,10 +1,7 @@
-"""Low-rank maps of given inputs: the best of a rank in the mean square, and a guess without training.
+"""Low-rank maps of inputs: the best of a rank in the mean square, and a guess without training.
 
     logit = outward (inward x') + bias        x' = (x - mean) / deviation
 
-The guess follows from the gate's weights alone: the gate value of a neuron, given what a low-rank
-map keeps of it, is about normal, so the odds that it exceeds its threshold are about logistic in
-the kept part (a logistic curve of slope 1.702 is within 0.01 of the normal distribution's).
 Reduced-rank regression: Izenman, J. Multivariate Analysis 5 (1975).
 """
 
@@ -16,9 +13,12 @@ import torch
 from torch import Tensor
 
 from sparseinfer.predictors.ffn import LayerFfn
+from sparseinfer.predictors.observe import LayerRows, unpack_mask
 
-_LOGISTIC_SLOPE = 1.702
-_LARGEST_LOGIT = 30.0
+_LEAST_UNEXPLAINED = 0.05
+_FARTHEST_APART = 3.0
+"""Standard deviations of the gate between its means where a neuron fires and where it rests."""
+_BLOCK_ROWS = 1024
 _FLOOR = 1e-6
 """Of eigenvalues, relative to the largest."""
 
@@ -99,18 +99,54 @@ def reduced(wide: LowRankMap, correlation: Tensor, rank: int) -> LowRankMap:
     )
 
 
-def guess(ffn: LayerFfn, moments: Moments, rank: int) -> LowRankMap:
-    """A predictor from the weights of the gate and the moments of its inputs, without labels."""
+def guess(ffn: LayerFfn, moments: Moments, some: LayerRows, rank: int) -> LowRankMap:
+    """A predictor without training: linear discriminants along the gate's rows, cut to a rank.
+
+    Where inputs are normal, the direction that tells best whether a neuron fires is its row of the
+    gate, whatever values of the gate it fires for (Stein's lemma); how much it tells, and with
+    which sign, is read from some tokens.
+
+    Args:
+        some: tokens to learn how often neurons fire from, and how that goes with their gate.
+    """
     gate = ffn.gate * moments.deviation
     spread = ((gate.double() @ moments.correlation) * gate).sum(1).clamp_min(0).sqrt()
     spread = spread.clamp_min(_FLOOR * float(spread.max()) + 1e-30).float()
-    # Every neuron counts alike, whatever the size of its gate values.
+    rows = gate / spread[:, None]
+    rate, covariance = _firing(moments.normalized(some.x), rows, unpack_mask(some.masks, len(gate)))
+    variance = rate * (1 - rate)
+    # Neurons that fire but for a sequence's first token lie many deviations apart there, and near
+    # together everywhere else.
+    covariance = covariance.clamp(-_FARTHEST_APART * variance, _FARTHEST_APART * variance)
     wide = LowRankMap(
-        torch.eye(gate.shape[1]), gate / spread[:, None], torch.zeros(gate.shape[0])
+        torch.eye(gate.shape[1]),
+        covariance[:, None] * rows / variance[:, None],
+        torch.zeros(len(gate)),
     )
     low = reduced(wide, moments.correlation, rank)
-    explained = low.outward.square().sum(1).clamp_max(0.999)
-    slope = _LOGISTIC_SLOPE / (1 - explained).sqrt()
-    margin = (ffn.gate @ moments.mean - ffn.gate_level) / spread
-    bias = (slope * margin).clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
-    return LowRankMap(low.inward, slope[:, None] * low.outward, bias)
+    # Of the wide logit's variance, that of neuron i, (covariance / variance)^2, the kept part.
+    apart = (covariance / variance).square().clamp_min(1e-12)
+    kept = (low.outward.square().sum(1) / apart).clamp(0, 1)
+    scale = 1 / (1 - covariance.square() * kept / variance).clamp_min(_LEAST_UNEXPLAINED)
+    bias = torch.logit(rate) - scale * (0.5 - rate) * apart * kept
+    return LowRankMap(low.inward, scale[:, None] * low.outward, bias)
+
+
+def _firing(x: Tensor, rows: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """How often each neuron fires, in (0, 1), and the covariance of that with x' rows^T (whose mean
+    is 0), both fp32 [I].
+
+    Args:
+        x: x' fp32 [T, H].
+        rows: fp32 [I, H].
+        active: bool [T, I].
+    """
+    fires = torch.zeros(len(rows), dtype=torch.float64)
+    product = torch.zeros(len(rows), dtype=torch.float64)
+    for begin in range(0, len(x), _BLOCK_ROWS):
+        mask = active[begin : begin + _BLOCK_ROWS]
+        values = x[begin : begin + _BLOCK_ROWS] @ rows.T
+        fires += mask.sum(0)
+        product += torch.where(mask, values, 0.0).sum(0)
+    # As if it had fired once more and rested once more: no rate is 0 or 1.
+    return ((fires + 1) / (len(x) + 2)).float(), (product / len(x)).float()

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sparseinfer.config import ModelConfig
 from sparseinfer.errors import ConfigError, PredictorError
+from sparseinfer.predictors.records import Provenance
 from sparseinfer.sources import Text, load_text
 from sparseinfer.tokenizer import Tokenizer
 
@@ -19,18 +19,6 @@ logger = logging.getLogger("sparseinfer")
 
 DEFAULT_CONTEXT = 512
 FEWEST_TOKENS = 1000
-
-
-class Provenance(BaseModel):
-    """Which tokens a model was watched on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    text: str
-    text_sha256: str
-    tokens: int = Field(gt=0)
-    context: int = Field(gt=0)
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +36,8 @@ class Sample:
 
 def load_texts(references: str | Sequence[str]) -> Text:
     """One text, or several joined to one."""
-    texts = [load_text(one) for one in ([references] if isinstance(references, str) else references)]
+    names = [references] if isinstance(references, str) else references
+    texts = [load_text(name) for name in names]
     if not texts:
         raise ConfigError("no text is named (--text)")
     if len(texts) == 1:
