@@ -11,6 +11,7 @@ from sparseinfer.convert.methods import METHODS
 from sparseinfer.convert.options import MethodOptions
 from sparseinfer.convert.oracle import oracle_curve
 from sparseinfer.convert.statistics import LayerStatistics
+from sparseinfer.kernels.matrix import Format
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,24 @@ class Contender:
         curve: from a layer's statistics to its masks.
         counts: what its own sparsity counts.
         bound: a limit to compare with, which no engine can run.
+        sketch_bits: of the sketch that it runs with, or None.
     """
 
     name: str
     curve: Callable[[LayerStatistics], LayerCurve]
     counts: TargetKind
     bound: bool = False
+    sketch_bits: int | None = None
+
+    def unfit(self, format: Format) -> str | None:
+        """Why it cannot run with weights of a format; None where it can."""
+        if self.sketch_bits is None:
+            return None
+        if format == "int4":
+            return "a sketch reads as much as int4 weights do: it gains nothing"
+        if format == "int8" and self.sketch_bits != 4:
+            return f"int8 weights are sketched in 4 bits, not in {self.sketch_bits}"
+        return None
 
 
 _VARIANTS = {
@@ -39,6 +52,9 @@ _VARIANTS = {
     "teal-uniform": ("teal", MethodOptions(within_block="uniform")),
     "wina": ("wina", MethodOptions()),
     "wina-uniform": ("wina", MethodOptions(within_block="uniform")),
+    "sketch": ("sketch", MethodOptions()),
+    "sketch-3": ("sketch", MethodOptions(sketch_bits=3)),
+    "sketch-2": ("sketch", MethodOptions(sketch_bits=2)),
 }
 """Name -> method and its options."""
 
@@ -47,7 +63,8 @@ def _contender(name: str, method: str, options: MethodOptions) -> Contender:
     chosen = METHODS[method]
     make = chosen.curve
     assert make is not None  # only calibrated methods are listed
-    return Contender(name, lambda layer: make(layer, options), chosen.target)
+    bits = chosen.sketch_bits(options)
+    return Contender(name, lambda layer: make(layer, options), chosen.target, sketch_bits=bits)
 
 
 CONTENDERS = {

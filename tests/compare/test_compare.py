@@ -28,6 +28,9 @@ CONVERSIONS = {
     "teal-uniform": ("teal", {"within_block": "uniform"}),
     "wina": ("wina", {}),
     "wina-uniform": ("wina", {"within_block": "uniform"}),
+    "sketch": ("sketch", {}),
+    "sketch-3": ("sketch", {"sketch_bits": 3}),
+    "sketch-2": ("sketch", {"sketch_bits": 2}),
 }
 
 

@@ -103,6 +103,10 @@ class ScriptedModel:
         assert k is None
         self.calls.append("top-k")
 
+    def set_sketch(self, bits):
+        assert bits is None
+        self.calls.append("sketch")
+
     def set_input_thresholds(self, thresholds):
         assert set(thresholds) == {"down"}
         first, second = thresholds["down"]
