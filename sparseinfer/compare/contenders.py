@@ -12,6 +12,7 @@ from sparseinfer.convert.options import MethodOptions
 from sparseinfer.convert.oracle import oracle_curve
 from sparseinfer.convert.statistics import LayerStatistics
 from sparseinfer.kernels.matrix import Format
+from sparseinfer.kernels.sketch import check_sketch
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Contender:
         """Why it cannot run with weights of a format; None where it can."""
         if self.sketch_bits is None:
             return None
-        if format == "int4":
-            return "a sketch reads as much as int4 weights do: it gains nothing"
-        if format == "int8" and self.sketch_bits != 4:
-            return f"int8 weights are sketched in 4 bits, not in {self.sketch_bits}"
+        try:
+            check_sketch(self.sketch_bits, format)
+        except ValueError as error:
+            return str(error)
         return None
 
 

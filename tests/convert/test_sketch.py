@@ -42,7 +42,9 @@ def scores_of(parent, windows, bits, act="silu"):
     def watch(mlp, inputs, at):
         x = round_input(inputs[0][0].contiguous())
         g, u = (
-            torch.nn.functional.linear(x, sketch_matrix(part.weight, bits).sketch_float(), part.bias)
+            torch.nn.functional.linear(
+                x, sketch_matrix(part.weight, bits).sketch_float(), part.bias
+            )
             for part in (mlp.gate_proj, mlp.up_proj)
         )
         at.append((mlp.act_fn(g) * u).abs() * mlp.down_proj.weight.norm(dim=0))
