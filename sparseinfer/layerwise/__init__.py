@@ -1,6 +1,6 @@
 """Runs a checkpoint through transformers' own layers, one in memory at a time, masks applied.
 
-`model` passes tokens layer by layer; `sketched` estimates neurons of a layer; `masked` makes a layer
+`model` passes tokens layer by layer; `sketched` estimates neurons; `masked` makes a layer
 compute a converted model's function, and shows what its FFN did. Used wherever a model is looked
 into: calibration, capture for predictors, firing neurons. Knows no engine.
 """
