@@ -21,7 +21,7 @@ from sparseinfer.bench.settings import WEIGHTS, Target, check_targets, check_wei
 from sparseinfer.bench.shapes import named_shape
 from sparseinfer.bench.spread import Spread, ratios
 from sparseinfer.checkpoint import Checkpoint
-from sparseinfer.engine.model import check_threads, usable_threads
+from sparseinfer.engine.settings import check_threads, usable_threads
 from sparseinfer.errors import ConfigError, NumericalError
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.bandwidth import read_bandwidth
@@ -162,7 +162,7 @@ class _ShapeBench:
         # Called as the engine calls them, from native code, or nearly so: no tensors are made.
         self._handles = [native_ffn(copy) for copy in copies]
         self._x = torch.randn(1, layer.hidden, generator=torch.Generator().manual_seed(0))
-        self._y, self._counts = torch.empty_like(self._x), torch.empty(1, 2, dtype=torch.int64)
+        self._y, self._counts = torch.empty_like(self._x), torch.empty(1, 3, dtype=torch.int64)
 
     @property
     def isa(self) -> str:
@@ -233,7 +233,7 @@ class _ShapeBench:
         x, y, counts = self._x.data_ptr(), self._y.data_ptr(), self._counts.data_ptr()
         began = time.perf_counter()
         for handle in self._handles:
-            handle.call(pool, isa, x, y, counts, 1)
+            handle.call(pool, isa, x, 0, y, counts, 1)
         return (time.perf_counter() - began) / len(self._handles)
 
 

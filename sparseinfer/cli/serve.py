@@ -32,7 +32,8 @@ def serve(
 
         sparseinfer serve ./smollm2-135m-chess --port 8000
     """
-    from sparseinfer.engine.model import Model, check_threads
+    from sparseinfer.engine import Model
+    from sparseinfer.engine.settings import check_threads
     from sparseinfer.formats import import_dtype
     from sparseinfer.packed import open_model
     from sparseinfer.serve import create_app, run_server

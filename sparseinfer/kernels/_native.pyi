@@ -1,3 +1,5 @@
+from typing import overload
+
 from torch import Tensor
 
 def isa_available() -> list[str]: ...
@@ -10,7 +12,41 @@ class ThreadPool:
 class Matrix:
     def __init__(self, data: Tensor, format: int, columns: int) -> None: ...
 
+class Chooser:
+    @staticmethod
+    def lowrank(inward: Matrix, outward: Matrix, bias: Tensor) -> Chooser: ...
+    @staticmethod
+    def sign(bits: Tensor, hidden: int, most: int) -> Chooser: ...
+    @staticmethod
+    def sketch(
+        gate: Tensor,
+        up: Tensor,
+        hidden: int,
+        code_bits: int,
+        threshold: Tensor,
+        gate_bias: Tensor | None,
+        up_bias: Tensor | None,
+        phi: int,
+        psi: int,
+    ) -> Chooser: ...
+    def call(self, pool: ThreadPool, isa: str, x: int, chosen: int, rows: int) -> None: ...
+
 class GatedFfn:
+    @overload
+    def __init__(
+        self,
+        gate_low: Tensor,
+        up_low: Tensor,
+        down: Matrix,
+        threshold: Tensor,
+        gate_bias: Tensor | None,
+        up_bias: Tensor | None,
+        down_bias: Tensor | None,
+        phi: int,
+        psi: int,
+        planes: Chooser,
+    ) -> None: ...
+    @overload
     def __init__(
         self,
         gate: Matrix,
@@ -28,8 +64,18 @@ class GatedFfn:
         gate_by_input: bool,
         up_by_input: bool,
         top_k: int,
+        chooser: Chooser | None,
     ) -> None: ...
-    def call(self, pool: ThreadPool, isa: str, x: int, y: int, counts: int, rows: int) -> None: ...
+    def call(
+        self,
+        pool: ThreadPool,
+        isa: str,
+        x: int,
+        candidates: int,
+        y: int,
+        counts: int,
+        rows: int,
+    ) -> None: ...
 
 class Linear:
     def __init__(self, weight: Matrix, bias: Tensor | None) -> None: ...
@@ -69,7 +115,7 @@ class Decoder:
         window: int,
         bf16_cache: bool,
         input_relu: bool,
-        counts_inputs: bool,
+        counts_all: bool,
         pool: ThreadPool,
         isa: str,
     ) -> None: ...

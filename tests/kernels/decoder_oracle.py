@@ -101,7 +101,8 @@ class Toy:
             y, rows = _ffn(self._normed(hidden, layer.ffn_norm), layer.ffn, project)
             hidden = hidden + y
             if layer.has_input_thresholds:
-                rows = torch.cat((rows, torch.stack([used[name] for name in PROJECTIONS], 1)), 1)
+                inputs = torch.stack([used[name] for name in PROJECTIONS], 1)
+                rows = torch.cat((rows, torch.zeros_like(rows[:, :1]), inputs), 1)
             counts.append(rows)
         return _linear(_norm(hidden, self.final_norm), self.head, None), torch.stack(counts)
 

@@ -77,7 +77,7 @@ def test_logits_and_counts(isa, pool, format, name, shape):
         slack = 2 if quantised(format) else 0
         assert int((counts - wanted).abs().max()) <= slack
     for layer in wanted:
-        for name_, used in zip(PROJECTIONS, layer[:, 2:].T, strict=False):
+        for name_, used in zip(PROJECTIONS, layer[:, 3:].T, strict=False):
             if name_ not in model_sparse(model):
                 assert not used.any()
 
@@ -113,9 +113,9 @@ def test_about_half_of_the_inputs_count(pool):
     model = made_of("all by input", "fp32")
     _, counts = feed(model.decoder(pool), model.tables(24), model.sequence(), text(24))
     sizes = {"o": 24, "down": 90}
-    for part, used in zip(PROJECTIONS, counts[:, :, 2:].float().mean((0, 1)), strict=True):
+    for part, used in zip(PROJECTIONS, counts[:, :, 3:].float().mean((0, 1)), strict=True):
         assert 0.35 < used / sizes.get(part, 40) < 0.65, part
-    assert torch.equal(counts[:, :, 8], counts[:, :, 1])
+    assert torch.equal(counts[:, :, 9], counts[:, :, 1])
 
 
 @pytest.mark.parametrize("k", [1, 7, 89, 90])

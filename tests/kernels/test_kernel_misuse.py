@@ -125,7 +125,7 @@ def test_the_compiled_ffn_checks_what_could_read_out_of_bounds(pool):
         vectors = dict.fromkeys(
             ("gate_bias", "up_bias", "down_bias", "gate_input", "up_input", "down_input")
         )
-        choices = {"phi": 0, "psi": 0, "gate_by_input": False, "up_by_input": False, "top_k": 0}
+        choices = {"phi": 0, "psi": 0, "gate_by_input": False, "up_by_input": False, "top_k": 0, "chooser": None}
         arguments = vectors | choices | changes
         return native.GatedFfn(gate, up, good, torch.ones(threshold), **arguments)
 
@@ -145,7 +145,7 @@ def test_the_compiled_ffn_checks_what_could_read_out_of_bounds(pool):
     x = torch.ones(1, 4)
     for changes in ({"top_k": 2}, {"up_input": torch.ones(4)}):
         with pytest.raises(ValueError, match="in a decode step only"):
-            ffn(**changes).call(pool.native, "portable", x.data_ptr(), x.data_ptr(), 0, 1)
+            ffn(**changes).call(pool.native, "portable", x.data_ptr(), 0, x.data_ptr(), 0, 1)
     with pytest.raises(ValueError, match="rows, count or k out of range"):
         native.keep_largest(x.data_ptr(), 1, 4, -1, pool.native)
 

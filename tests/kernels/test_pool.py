@@ -114,8 +114,8 @@ def test_handles_keep_weights_and_pool_alive(format):
     gc.collect()
     # Memory freed too early would be handed out again and overwritten here.
     clutter = [torch.full((1024, 128), torch.nan) for _ in range(50)]
-    y, counts = torch.zeros(1, 128), torch.zeros(1, 2, dtype=torch.int64)
-    native.call(pool, isa, x.data_ptr(), y.data_ptr(), counts.data_ptr(), 1)
+    y, counts = torch.zeros(1, 128), torch.zeros(1, 3, dtype=torch.int64)
+    native.call(pool, isa, x.data_ptr(), 0, y.data_ptr(), counts.data_ptr(), 1)
     assert torch.equal(y, expected)
     y = torch.zeros(1, 512)
     head_native.call(head_pool, isa, x.data_ptr(), y.data_ptr(), 1)

@@ -116,7 +116,9 @@ class CpuDecoder:
         self._layers = len(layers)
         self._attention = attention
         self._vocabulary = head.rows
-        self._counts_inputs = any(layer.has_input_thresholds for layer in layers)
+        self._counts_all = any(
+            layer.has_input_thresholds or layer.ffn.chooses_candidates for layer in layers
+        )
         embedded = native_matrix(embedding)
         self._native = native().Decoder(
             embedded,
@@ -130,7 +132,7 @@ class CpuDecoder:
             window=attention.window or 0,
             bf16_cache=kv_dtype == torch.bfloat16,
             input_relu=input_relu,
-            counts_inputs=self._counts_inputs,
+            counts_all=self._counts_all,
             pool=pool.native,
             isa=self.isa,
         )
@@ -147,9 +149,9 @@ class CpuDecoder:
 
         Returns:
             logits [len(rows) - first_logits, V] fp32, and the rows of (up, down) that each token
-            read in each layer, int32 [L, len(rows), 2]. Where any layer has thresholds on inputs,
-            [L, len(rows), 9]: then the inputs of each of `PROJECTIONS` that count, 0 for those
-            without thresholds.
+            read in each layer, int32 [L, len(rows), 2]. Where any layer has thresholds on inputs or
+            chooses candidates, [L, len(rows), 10]: then rows of gate where candidates are chosen, and
+            the inputs of each of `PROJECTIONS` that count, 0 for those without thresholds.
 
         Raises:
             ValueError: rows, caches or tables that do not fit.
@@ -182,8 +184,8 @@ class CpuDecoder:
             )
         packed = array("q", fields)  # 64-bit, as the native TokenRow; a tensor takes far longer
         logits = torch.empty(len(rows) - first_logits, self._vocabulary)
-        if self._counts_inputs:
-            counts = torch.zeros(self._layers, len(rows), 2 + len(PROJECTIONS), dtype=torch.int32)
+        if self._counts_all:
+            counts = torch.zeros(self._layers, len(rows), 3 + len(PROJECTIONS), dtype=torch.int32)
         else:
             counts = torch.empty(self._layers, len(rows), 2, dtype=torch.int32)
         self._native.step(

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bandwidth.h"
+#include "choose.h"
 #include "decoder.h"
 #include "dispatch.h"
 #include "gated_ffn.h"
@@ -67,10 +68,107 @@ public:
             throw std::invalid_argument("rows do not fit the format");
     }
     const MatrixView &view() const { return view_; }
+    const Rows &data() const { return data_; }
 
 private:
     Rows data_;
     MatrixView view_{};
+};
+
+// Rows of two matrices at the same places: a sketch, or a plane of gate and up.
+struct RowPair {
+    RowPair(Rows gate_rows, Rows up_rows, int64_t width, const char *name)
+        : gate(static_cast<const uint8_t *>(gate_rows.data())),
+          up(static_cast<const uint8_t *>(up_rows.data())),
+          rows(static_cast<int64_t>(gate_rows.shape(0))),
+          stride(rows > 1 ? gate_rows.stride(0) : width) {
+        for (const Rows &one : {gate_rows, up_rows})
+            if (one.dtype().bits != 8 || static_cast<int64_t>(one.shape(0)) != rows ||
+                static_cast<int64_t>(one.shape(1)) != width || one.stride(1) != 1 ||
+                (rows > 1 && one.stride(0) != stride))
+                throw std::invalid_argument(std::string(name) + " of gate and up do not fit");
+    }
+    const uint8_t *gate, *up;
+    int64_t rows, stride;
+};
+
+// What decides which neurons are computed.
+class Chooser {
+public:
+    static Chooser lowrank(Matrix inward, Matrix outward, Floats bias) {
+        Chooser made;
+        made.keep_ = {{inward.data(), outward.data()}};
+        made.floats_ = {bias};
+        ChooserView &v = made.view_;
+        v.kind = Choice::lowrank;
+        v.inward = inward.view();
+        v.outward = outward.view();
+        v.hidden = v.inward.columns;
+        v.neurons = v.outward.rows;
+        v.bias = floats(bias, v.neurons, "bias");
+        if (v.outward.columns != v.inward.rows)
+            throw std::invalid_argument("inward and outward do not fit");
+        return made;
+    }
+
+    static Chooser sign(Rows bits, int64_t hidden, int64_t most) {
+        Chooser made;
+        made.keep_ = {{bits}};
+        ChooserView &v = made.view_;
+        v.kind = Choice::sign;
+        v.hidden = hidden;
+        v.neurons = static_cast<int64_t>(bits.shape(0));
+        v.bits = static_cast<const uint8_t *>(bits.data());
+        v.most = most;
+        const int64_t width = (hidden + 63) / 64 * 8;
+        if (hidden < 1 || bits.dtype().bits != 8 ||
+            static_cast<int64_t>(bits.shape(1)) != width || bits.stride(1) != 1 ||
+            (v.neurons > 1 && bits.stride(0) != width))
+            throw std::invalid_argument("bits do not fit");
+        return made;
+    }
+
+    // code_bits: 2, 3 or 4, of sketches; 8: these are the high planes of int8 rows.
+    static Chooser sketch(Rows gate, Rows up, int64_t hidden, int code_bits, Floats threshold,
+                          MaybeFloats gate_bias, MaybeFloats up_bias, int phi, int psi) {
+        if (hidden < 1 || phi < 0 || phi > 2 || psi < 0 || psi > 1 ||
+            !(code_bits == 8 || (code_bits >= 2 && code_bits <= 4)))
+            throw std::invalid_argument("hidden, code_bits, phi or psi out of range");
+        const int64_t width = code_bits == 8
+                                  ? (hidden + 2 * kGroup - 1) / (2 * kGroup) * 2 * (2 + kGroup / 2)
+                                  : (hidden + 63) / 64 * (2 + 8 * code_bits);
+        const RowPair rows(gate, up, width, "sketches");
+        Chooser made;
+        made.keep_ = {{gate, up}};
+        made.floats_ = {threshold, gate_bias, up_bias};
+        ChooserView &v = made.view_;
+        v.kind = code_bits == 8 ? Choice::planes : Choice::sketch;
+        v.hidden = hidden;
+        v.neurons = rows.rows;
+        v.gate = rows.gate;
+        v.up = rows.up;
+        v.stride = rows.stride;
+        v.code_bits = code_bits;
+        v.threshold = floats(threshold, v.neurons, "threshold");
+        v.gate_bias = floats(gate_bias, v.neurons, "gate_bias");
+        v.up_bias = floats(up_bias, v.neurons, "up_bias");
+        v.phi = static_cast<Phi>(phi);
+        v.psi = static_cast<Psi>(psi);
+        return made;
+    }
+
+    void call(const ThreadPool *pool, const std::string &isa, uintptr_t x, uintptr_t chosen,
+              int64_t rows) const {
+        choose_rows(view_, kernels_for(isa), const_cast<ThreadPool &>(*pool), at<const float>(x),
+                    at<uint16_t>(chosen), rows);
+    }
+
+    const ChooserView &view() const { return view_; }
+
+private:
+    std::vector<Rows> keep_;
+    std::vector<MaybeFloats> floats_;
+    ChooserView view_{};
 };
 
 class GatedFfn {
@@ -78,10 +176,10 @@ public:
     GatedFfn(Matrix gate, Matrix up, Matrix down, Floats threshold, MaybeFloats gate_bias,
              MaybeFloats up_bias, MaybeFloats down_bias, int phi, int psi, MaybeFloats gate_input,
              MaybeFloats up_input, MaybeFloats down_input, bool gate_by_input, bool up_by_input,
-             int64_t top_k)
-        : gate_(gate), up_(up), down_(down), threshold_(threshold), gate_bias_(gate_bias),
-          up_bias_(up_bias), down_bias_(down_bias), gate_input_(gate_input), up_input_(up_input),
-          down_input_(down_input) {
+             int64_t top_k, std::optional<Chooser> chooser)
+        : gate_(gate.data()), up_(up.data()), down_(down), threshold_(threshold),
+          gate_bias_(gate_bias), up_bias_(up_bias), down_bias_(down_bias), gate_input_(gate_input),
+          up_input_(up_input), down_input_(down_input), chooser_(chooser) {
         const int64_t intermediate = down.view().rows, hidden = down.view().columns;
         const auto fits = [&](const MatrixView &m, bool by_input) {
             return m.rows == (by_input ? hidden : intermediate) &&
@@ -90,11 +188,47 @@ public:
         };
         if (!fits(gate.view(), gate_by_input) || !fits(up.view(), up_by_input))
             throw std::invalid_argument("gate, up and down differ in shape or format");
+        fill(gate.view(), up.view(), phi, psi, gate_by_input, up_by_input, top_k);
+    }
+
+    // Of gate and up in planes: their low halves here, the high ones in the chooser.
+    GatedFfn(Rows gate_low, Rows up_low, Matrix down, Floats threshold, MaybeFloats gate_bias,
+             MaybeFloats up_bias, MaybeFloats down_bias, int phi, int psi, Chooser planes)
+        : gate_(gate_low), up_(up_low), down_(down), threshold_(threshold), gate_bias_(gate_bias),
+          up_bias_(up_bias), down_bias_(down_bias), chooser_(planes) {
+        const int64_t hidden = down.view().columns;
+        const int64_t width = (hidden + 2 * kGroup - 1) / (2 * kGroup) * kGroup;
+        const RowPair rows(gate_low, up_low, width, "low planes");
+        if (planes.view().kind != Choice::planes || down.view().format != Format::int8 ||
+            rows.rows != down.view().rows)
+            throw std::invalid_argument("planes do not fit");
+        const auto view = [&](const uint8_t *data) {
+            return MatrixView{data, rows.rows, hidden, rows.stride, Format::int8};
+        };
+        fill(view(rows.gate), view(rows.up), phi, psi, false, false, 0);
+    }
+
+    const FfnWeights &weights() const { return weights_; }
+
+    void call(const ThreadPool *pool, const std::string &isa, uintptr_t x, uintptr_t candidates,
+              uintptr_t y, uintptr_t counts, int64_t rows) const {
+        if (needs_all_gates(weights_) || weights_.gate_input || weights_.up_input)
+            throw std::invalid_argument("these weights run in a decode step only");
+        if (candidates && weights_.chooser.kind != Choice::none)
+            throw std::invalid_argument("these weights choose candidates themselves");
+        gated_ffn(weights_, kernels_for(isa), const_cast<ThreadPool &>(*pool), at<const float>(x),
+                  at<const uint16_t>(candidates), at<float>(y), at<int64_t>(counts), rows);
+    }
+
+private:
+    void fill(const MatrixView &gate, const MatrixView &up, int phi, int psi, bool gate_by_input,
+              bool up_by_input, int64_t top_k) {
+        const int64_t intermediate = down_.view().rows, hidden = down_.view().columns;
         if (phi < 0 || phi > 2 || psi < 0 || psi > 1 || top_k < 0)
             throw std::invalid_argument("phi, psi or top_k out of range");
-        weights_.gate = gate.view();
-        weights_.up = up.view();
-        weights_.down = down.view();
+        weights_.gate = gate;
+        weights_.up = up;
+        weights_.down = down_.view();
         weights_.threshold = floats(threshold_, intermediate, "threshold");
         weights_.gate_bias = floats(gate_bias_, intermediate, "gate_bias");
         weights_.up_bias = floats(up_bias_, intermediate, "up_bias");
@@ -110,22 +244,18 @@ public:
         weights_.gate_by_input = gate_by_input;
         weights_.up_by_input = up_by_input;
         weights_.top_k = top_k;
+        if (!chooser_) return;
+        weights_.chooser = chooser_->view();
+        if (weights_.chooser.hidden != hidden || weights_.chooser.neurons != intermediate ||
+            needs_all_gates(weights_) || gate_input_ || up_input_ || down_input_)
+            throw std::invalid_argument("a chooser does not fit these weights");
     }
 
-    const FfnWeights &weights() const { return weights_; }
-
-    void call(const ThreadPool *pool, const std::string &isa, uintptr_t x, uintptr_t y,
-              uintptr_t counts, int64_t rows) const {
-        if (needs_all_gates(weights_) || weights_.gate_input || weights_.up_input)
-            throw std::invalid_argument("these weights run in a decode step only");
-        gated_ffn(weights_, kernels_for(isa), const_cast<ThreadPool &>(*pool), at<const float>(x),
-                  at<float>(y), at<int64_t>(counts), rows);
-    }
-
-private:
-    Matrix gate_, up_, down_;
+    Rows gate_, up_;
+    Matrix down_;
     MaybeFloats threshold_, gate_bias_, up_bias_, down_bias_;
     MaybeFloats gate_input_, up_input_, down_input_;
+    std::optional<Chooser> chooser_;
     FfnWeights weights_{};
 };
 
@@ -202,7 +332,7 @@ class BoundDecoder {
 public:
     BoundDecoder(Matrix embedding, std::vector<Layer> layers, Floats final_norm, Matrix head,
                  float eps, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
-                 bool bf16_cache, bool input_relu, bool counts_inputs,
+                 bool bf16_cache, bool input_relu, bool counts_all,
                  std::shared_ptr<ThreadPool> pool, const std::string &isa)
         : embedding_(embedding), layers_(std::move(layers)), final_norm_(final_norm), head_(head) {
         ModelView model{};
@@ -225,7 +355,7 @@ public:
         model.window = window;
         model.cache_format = bf16_cache ? Format::bf16 : Format::fp32;
         model.input_relu = input_relu;
-        model.counts_inputs = counts_inputs;
+        model.counts_all = counts_all;
         const int64_t q = heads * head_dim, kv = kv_heads * head_dim;
         const int64_t shapes[4][2] = {{q, hidden}, {kv, hidden}, {kv, hidden}, {hidden, q}};
         const auto misfit = [] {
@@ -256,6 +386,7 @@ public:
             view.ffn_norm = norm(layer.ffn_norm);
             view.ffn = layer.ffn.weights();
             if (view.ffn.hidden != hidden) misfit();
+            if (view.ffn.chooser.kind != Choice::none && !counts_all) misfit();
             model.layers.push_back(view);
         }
         vocabulary_ = embedding.view().rows;
@@ -376,16 +507,32 @@ NB_MODULE(_native, m) {
     nb::class_<Matrix>(m, "Matrix")
         .def(nb::init<Rows, int, int64_t>(), "data"_a.noconvert(), "format"_a, "columns"_a);
 
+    nb::class_<Chooser>(m, "Chooser")
+        .def_static("lowrank", &Chooser::lowrank, "inward"_a, "outward"_a, "bias"_a.noconvert())
+        .def_static("sign", &Chooser::sign, "bits"_a.noconvert(), "hidden"_a, "most"_a)
+        .def_static("sketch", &Chooser::sketch, "gate"_a.noconvert(), "up"_a.noconvert(),
+                    "hidden"_a, "code_bits"_a, "threshold"_a.noconvert(),
+                    "gate_bias"_a.noconvert().none(), "up_bias"_a.noconvert().none(), "phi"_a,
+                    "psi"_a)
+        .def("call", &Chooser::call, "pool"_a, "isa"_a, "x"_a, "chosen"_a, "rows"_a, Unlocked());
+
     nb::class_<GatedFfn>(m, "GatedFfn")
+        .def(nb::init<Rows, Rows, Matrix, Floats, MaybeFloats, MaybeFloats, MaybeFloats, int, int,
+                      Chooser>(),
+             "gate_low"_a.noconvert(), "up_low"_a.noconvert(), "down"_a, "threshold"_a.noconvert(),
+             "gate_bias"_a.noconvert().none(), "up_bias"_a.noconvert().none(),
+             "down_bias"_a.noconvert().none(), "phi"_a, "psi"_a, "planes"_a)
         .def(nb::init<Matrix, Matrix, Matrix, Floats, MaybeFloats, MaybeFloats, MaybeFloats, int,
-                      int, MaybeFloats, MaybeFloats, MaybeFloats, bool, bool, int64_t>(),
+                      int, MaybeFloats, MaybeFloats, MaybeFloats, bool, bool, int64_t,
+                      std::optional<Chooser>>(),
              "gate"_a, "up"_a, "down"_a, "threshold"_a.noconvert(),
              "gate_bias"_a.noconvert().none(), "up_bias"_a.noconvert().none(),
              "down_bias"_a.noconvert().none(), "phi"_a, "psi"_a,
              "gate_input"_a.noconvert().none(), "up_input"_a.noconvert().none(),
-             "down_input"_a.noconvert().none(), "gate_by_input"_a, "up_by_input"_a, "top_k"_a)
-        .def("call", &GatedFfn::call, "pool"_a, "isa"_a, "x"_a, "y"_a, "counts"_a, "rows"_a,
-             Unlocked());
+             "down_input"_a.noconvert().none(), "gate_by_input"_a, "up_by_input"_a, "top_k"_a,
+             "chooser"_a.none())
+        .def("call", &GatedFfn::call, "pool"_a, "isa"_a, "x"_a, "candidates"_a, "y"_a, "counts"_a,
+             "rows"_a, Unlocked());
 
     nb::class_<Linear>(m, "Linear")
         .def(nb::init<Matrix, MaybeFloats>(), "weight"_a, "bias"_a.noconvert().none())
@@ -416,7 +563,7 @@ NB_MODULE(_native, m) {
                       const std::string &>(),
              "embedding"_a, "layers"_a, "final_norm"_a.noconvert(), "head"_a, "eps"_a, "heads"_a,
              "kv_heads"_a, "head_dim"_a, "window"_a, "bf16_cache"_a, "input_relu"_a,
-             "counts_inputs"_a, "pool"_a, "isa"_a)
+             "counts_all"_a, "pool"_a, "isa"_a)
         .def("step", &BoundDecoder::step, "rows"_a, "count"_a, "cos"_a, "sin"_a, "first_logits"_a,
              "logits"_a, "counts"_a, Unlocked());
 }

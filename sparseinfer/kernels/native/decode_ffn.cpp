@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "choose.h"
 #include "decode_step.h"
 #include "gated_ffn.h"
 #include "linear.h"
@@ -14,14 +15,17 @@ int64_t chunks(int64_t count, int64_t size) { return (count + size - 1) / size; 
 
 void StepMember::ffn(const LayerView &layer) {
     const FfnWeights &ffn = layer.ffn;
-    Want wants[2];
+    const bool chooses = ffn.chooser.kind != Choice::none;
+    Want wants[3];
     int wanted = 0;
     if (!ffn.gate_by_input) wants[wanted++] = {ffn.gate.format, ffn.gate_input, Part::gate, 0};
     // Gate and up share an input where neither has thresholds.
     const bool shared = !ffn.gate_by_input && !ffn.gate_input && !ffn.up_input;
     if (!ffn.up_by_input && !shared)
         wants[wanted++] = {ffn.up.format, ffn.up_input, Part::up, 1};
+    if (chooses) wants[wanted++] = {ffn.gate.format, nullptr, Part::gate, 1, &ffn.chooser};
     prepare(w_.hidden, hidden_, Norm::layer, layer.ffn_norm, wants, wanted);
+    if (chooses) choose(ffn);
     if (needs_all_gates(ffn)) {
         all_gates(ffn);
         activate_all(ffn);
@@ -38,9 +42,14 @@ void StepMember::ffn(const LayerView &layer) {
     call.width = accumulator_width(ffn.down);
     call.reads = w_.reads;
     call.a = w_.g;
+    call.chosen = w_.chosen;
+    call.g = w_.g;
+    call.u = w_.u;
     call.scratch = w_.ffn_scratch + thread_ * kernels_.ffn_scratch();
-    (needs_all_gates(ffn) ? kernels_.ffn_given : kernels_.ffn_ranges)(ffn, call, thread_,
-                                                                      team_.counter(phase_++));
+    const auto work = chooses                ? kernels_.ffn_chosen
+                      : needs_all_gates(ffn) ? kernels_.ffn_given
+                                             : kernels_.ffn_ranges;
+    work(ffn, call, thread_, team_.counter(phase_++));
     fetch_next_layer();
     team_.meet();
 
@@ -63,6 +72,50 @@ void StepMember::ffn(const LayerView &layer) {
     });
 }
 
+// Decides which neurons are computed, by what is in slot 1.
+void StepMember::choose(const FfnWeights &ffn) {
+    const ChooserView &chooser = ffn.chooser;
+    const Input *inputs = inputs_[1];
+    if (chooser.kind == Choice::lowrank) {
+        const MatrixView &inward = chooser.inward;
+        const int64_t rank = inward.rows, step = rows_per_chunk(inward, team_.threads());
+        team_.claim(phase_++, thread_, chunks(rank, step), [&](int64_t chunk, int64_t following) {
+            const int64_t begin = chunk * step;
+            kernels_.dot_rows(inward, nullptr, inputs_[1], w_.count, begin,
+                              std::min(begin + step, rank), following < 0 ? -1 : following * step,
+                              w_.z + begin, rank);
+        });
+        team_.meet();
+        const Want want{chooser.outward.format, nullptr, Part::gate, 2};
+        prepare(w_.z, rank, Norm::none, nullptr, &want, 1);
+        inputs = inputs_[2];
+    }
+    const bool planes = chooser.kind == Choice::planes;
+    const ChooseCall call{inputs, w_.count, w_.chosen, planes ? w_.g : nullptr,
+                          planes ? w_.u : nullptr};
+    const int64_t step = neurons_per_choice(chooser, team_.threads());
+    team_.claim(phase_++, thread_, chunks(chooser.neurons, step), [&](int64_t chunk, int64_t) {
+        const int64_t begin = chunk * step;
+        kernels_.choose(chooser, call, begin, std::min(begin + step, chooser.neurons));
+    });
+    team_.meet();
+}
+
+// Asks for the start of what this member reads first.
+void StepMember::fetch_ffn(const FfnWeights &ffn) const {
+    const ChooserView &chooser = ffn.chooser;
+    if (chooser.kind == Choice::none) {
+        if (!ffn.gate_by_input) fetch_start(ffn.gate, thread_ * ffn.range);
+    } else if (chooser.kind == Choice::lowrank) {
+        fetch_start(chooser.inward, thread_ * rows_per_chunk(chooser.inward, team_.threads()));
+    } else if (chooser.kind != Choice::sign) {
+        const int64_t first = thread_ * neurons_per_choice(chooser, team_.threads());
+        if (first < chooser.neurons)
+            fetch_bytes(chooser.gate + first * chooser.stride,
+                        (chooser.neurons - first) * chooser.stride);
+    }
+}
+
 void StepMember::fetch_next_layer() const {
     if (layer_ + 1 == static_cast<int64_t>(model_.layers.size()))
         fetch_start(model_.head, thread_ * rows_per_chunk(model_.head, team_.threads()));
@@ -74,6 +127,8 @@ void StepMember::count_neurons(const FfnWeights &ffn, int64_t row, int64_t up, i
     int32_t *out = counts(row);
     out[0] = static_cast<int32_t>(up);
     out[1] = static_cast<int32_t>(down);
+    if (ffn.chooser.kind != Choice::none)
+        out[2] = static_cast<int32_t>(count_chosen(w_.chosen, ffn.intermediate, row));
     if (ffn.down_input) count_inputs(row, Part::down, down);
 }
 

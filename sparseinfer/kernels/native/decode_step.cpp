@@ -35,7 +35,10 @@ StepMember::StepMember(const ModelView &model, const Kernels &kernels, Team &tea
 
 int64_t StepMember::phases(const LayerView &layer) {
     const int64_t attention = layer.apart ? 3 + 1 + 2 : 1 + 1 + 1;
-    return attention + (needs_all_gates(layer.ffn) ? 6 : 2);
+    const int64_t choice = layer.ffn.chooser.kind == Choice::none      ? 0
+                           : layer.ffn.chooser.kind == Choice::lowrank ? 2
+                                                                       : 1;
+    return attention + choice + (needs_all_gates(layer.ffn) ? 6 : 2);
 }
 
 void StepMember::run() {
@@ -57,7 +60,7 @@ void StepMember::run() {
             add_out_by_input(o);
         else
             add_out_rows(o);
-        if (!layer.ffn.gate_by_input) fetch_start(layer.ffn.gate, thread_ * layer.ffn.range);
+        fetch_ffn(layer.ffn);
         team_.meet();
         ffn(layer);
         team_.meet();
@@ -77,11 +80,11 @@ void *StepMember::input_memory(int slot, int64_t row) const {
 
 // Of one row in this layer.
 int32_t *StepMember::counts(int64_t row) const {
-    return w_.counts + (layer_ * w_.count + row) * (model_.counts_inputs ? 2 + kParts : 2);
+    return w_.counts + (layer_ * w_.count + row) * (model_.counts_all ? 3 + kParts : 2);
 }
 
 void StepMember::count_inputs(int64_t row, Part part, int64_t used) {
-    if (model_.counts_inputs) counts(row)[2 + static_cast<int>(part)] = static_cast<int32_t>(used);
+    if (model_.counts_all) counts(row)[3 + static_cast<int>(part)] = static_cast<int32_t>(used);
 }
 
 // Norms rows [from, count) of x where there is a norm, and fills `inputs_` for what is wanted of
@@ -106,8 +109,7 @@ void StepMember::prepare(const float *x, int64_t n, Norm norm, const float *weig
                 if (!alone_ || thread_ == 0) count_inputs(b, want->part, used);
                 row = out;
             }
-            kernels_.fill_input(want->format, row, n, input_memory(want->slot, b),
-                                &inputs_[want->slot][b]);
+            fill(*want, row, n, b);
         }
     }
     if (alone_) return;
@@ -116,9 +118,27 @@ void StepMember::prepare(const float *x, int64_t n, Norm norm, const float *weig
         for (const Want *want = wants; want < wants + wanted; want++) {
             if (b % threads == thread_) continue;
             const float *row = want->threshold ? masked(want->slot, b) : rows + b * n;
-            kernels_.view_input(want->format, row, n, input_memory(want->slot, b),
-                                &inputs_[want->slot][b]);
+            view(*want, row, n, b);
         }
+}
+
+void StepMember::fill(const Want &want, const float *x, int64_t n, int64_t row) {
+    void *memory = input_memory(want.slot, row);
+    Input *input = &inputs_[want.slot][row];
+    if (want.chooser)
+        kernels_.fill_choice(*want.chooser, x, memory, input);
+    else
+        kernels_.fill_input(want.format, x, n, memory, input);
+}
+
+// What another thread has filled.
+void StepMember::view(const Want &want, const float *x, int64_t n, int64_t row) {
+    void *memory = input_memory(want.slot, row);
+    Input *input = &inputs_[want.slot][row];
+    if (want.chooser)
+        kernels_.view_choice(*want.chooser, x, memory, input);
+    else
+        kernels_.view_input(want.format, x, n, memory, input);
 }
 
 CacheView StepMember::cache(const TokenRow &row, uint8_t *base) const {
@@ -126,11 +146,13 @@ CacheView StepMember::cache(const TokenRow &row, uint8_t *base) const {
 }
 
 void StepMember::fetch_start(const MatrixView &m, int64_t row) const {
+    if (row < m.rows) fetch_bytes(m.data + row * m.stride, (m.rows - row) * m.stride);
+}
+
+void StepMember::fetch_bytes(const uint8_t *data, int64_t bytes) const {
     constexpr int64_t kBytes = 16 << 10;
-    if (row >= m.rows) return;
-    const int64_t left = (m.rows - row) * m.stride;
-    for (int64_t i = 0; i < std::min(kBytes, left); i += 64)
-        __builtin_prefetch(m.data + row * m.stride + i, 0, 2);
+    for (int64_t i = 0; i < std::min(kBytes, bytes); i += 64)
+        __builtin_prefetch(data + i, 0, 2);
 }
 
 void StepMember::attend() {

@@ -48,6 +48,11 @@ struct StepWork {
     float *u;
     int64_t neurons;    // 0 where no layer needs them
     int32_t *kept;      // [chunks of neurons, count]
+    // Where neurons are chosen before their gates are read.
+    uint16_t *chosen;    // [intermediate]
+    float *z;            // [count, rank]
+    int64_t candidates;  // the most of intermediate, 0 where no layer chooses
+    int64_t rank;        // the largest
 };
 
 // Neurons that are activated together.
@@ -64,12 +69,13 @@ public:
     static int64_t phases(const LayerView &layer);
 
 private:
-    // What a matrix with rows of outputs takes as its input.
+    // What a matrix with rows of outputs, or a chooser, takes as its input.
     struct Want {
         Format format;
         const float *threshold;
         Part part;
         int slot;
+        const ChooserView *chooser = nullptr;    // in place of a matrix
     };
     // A product with a matrix stored by input: units of two phases, with a meeting between them.
     struct ByInput {
@@ -88,6 +94,8 @@ private:
     int32_t *counts(int64_t row) const;
     void count_inputs(int64_t row, Part part, int64_t used);
     void count_neurons(const FfnWeights &ffn, int64_t row, int64_t up, int64_t down);
+    void fill(const Want &want, const float *x, int64_t n, int64_t row);
+    void view(const Want &want, const float *x, int64_t n, int64_t row);
 
     ByInput by_input(const ProjectionView &projection, Part part, const float *x, float *y,
                      int64_t y_stride, bool add, int slot) const;
@@ -104,6 +112,7 @@ private:
     void add_out_rows(const ProjectionView &o);
     void add_out_by_input(const ProjectionView &o);
     void ffn(const LayerView &layer);
+    void choose(const FfnWeights &ffn);
     void all_gates(const FfnWeights &ffn);
     void activate_all(const FfnWeights &ffn);
     void down_by_input(const FfnWeights &ffn);
@@ -113,6 +122,8 @@ private:
     CacheView cache(const TokenRow &row, uint8_t *base) const;
     // Asks for the start of what this member reads first in its next phase.
     void fetch_start(const MatrixView &m, int64_t row) const;
+    void fetch_ffn(const FfnWeights &ffn) const;
+    void fetch_bytes(const uint8_t *data, int64_t bytes) const;
 
     const ModelView &model_;
     const Kernels &kernels_;

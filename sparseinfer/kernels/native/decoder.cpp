@@ -17,6 +17,19 @@ int64_t all_phases(const ModelView &model) {
     return phases;
 }
 
+void measure_choice(const ChooserView &chooser, const Kernels &kernels, StepWork &work) {
+    if (chooser.kind == Choice::none) return;
+    work.slots = kSlots;
+    work.input_bytes = std::max(work.input_bytes, kernels.choice_bytes(chooser));
+    work.candidates = std::max(work.candidates, chooser.neurons);
+    if (chooser.kind == Choice::planes) work.neurons = std::max(work.neurons, chooser.neurons);
+    if (chooser.kind != Choice::lowrank) return;
+    const int64_t rank = chooser.inward.rows;
+    work.rank = std::max(work.rank, rank);
+    work.input_bytes =
+        std::max(work.input_bytes, kernels.input_bytes(chooser.outward.format, rank));
+}
+
 // What the widest layer needs.
 void measure_layer(const ModelView &model, const LayerView &layer, const Kernels &kernels,
                    StepWork &work) {
@@ -58,6 +71,7 @@ void measure_layer(const ModelView &model, const LayerView &layer, const Kernels
     work.ranges = std::max(work.ranges, range_count(ffn.intermediate, ffn.range));
     work.width = std::max(work.width, accumulator_width(ffn.down));
     if (needs_all_gates(ffn)) work.neurons = std::max(work.neurons, ffn.intermediate);
+    measure_choice(ffn.chooser, kernels, work);
     if (ffn.up_by_input) by_input(ffn.down, 0);
 }
 
@@ -104,6 +118,8 @@ void Decoder::step(const TokenRow *rows, int64_t count, const float *cos, const 
         }
         work.g = arena.take<float>(count * work.neurons);
         work.u = arena.take<float>(count * work.neurons);
+        work.chosen = arena.take<uint16_t>(work.candidates);
+        work.z = arena.take<float>(count * work.rank);
         work.kept = arena.take<int32_t>(count * (work.neurons / kActivateChunk + 1));
     };
     Arena measure;

@@ -52,7 +52,7 @@ struct ModelView {
     Format cache_format;        // fp32 or bf16
     std::vector<LayerView> layers;
     bool input_relu = false;    // a ReLU after the norms of each layer
-    bool counts_inputs = false;
+    bool counts_all = false;
 };
 
 // One token and where it goes. Rows may belong to one sequence (consecutive positions) or many.
@@ -71,8 +71,8 @@ public:
 
     // cos and sin: [positions, head_dim]. Writes logits [rows - first_logits, vocabulary] of rows
     // first_logits and later, and counts [layers, rows, 2] (rows of up and of down read), or with
-    // counts_inputs [layers, rows, 2 + kParts], zeroed by the caller: then the inputs that count of
-    // each part.
+    // counts_all [layers, rows, 3 + kParts], zeroed by the caller: then rows of gate read where
+    // neurons are chosen before, and the inputs that count of each part. Layers that choose need it.
     void step(const TokenRow *rows, int64_t count, const float *cos, const float *sin,
               int64_t first_logits, float *logits, int32_t *counts);
 

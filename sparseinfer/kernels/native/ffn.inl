@@ -117,7 +117,28 @@ int64_t add_down_shared(const FfnWeights &w, const FfnCall &call, const FfnBatch
     return b;
 }
 
-template <Format F>
+// out[b][i]: what planes of neuron i add up to, the high ones being in `estimate` [rows, intermediate]
+// already. `low`: rows of low halves; `high`: rows of the high plane, which begin with the scales.
+inline void low_sixteen(const FfnWeights &w, const MatrixView &low, const uint8_t *high,
+                        const float *estimate, const int32_t *neurons, int count,
+                        const uint16_t *wanted, const FfnCall &call, Soon &soon, float (*out)[16]) {
+    const int64_t per_group = soon.bytes / groups_of(w.hidden);
+    for (int64_t b = 0; b < call.rows; b++) {
+        Vec parts[16];
+        for (int i = 0; i < 16; i++) {
+            parts[i] = zero();
+            if (i < count && (wanted[i] >> b & 1))
+                parts[i] = dot_plane(kLowPlane, high + neurons[i] * w.chooser.stride,
+                                     row_of(low, neurons[i]), call.inputs[b], w.hidden,
+                                     soon.take(), per_group);
+        }
+        sums(parts, out[b]);
+        for (int i = 0; i < count; i++) out[b][i] += estimate[b * w.intermediate + neurons[i]];
+    }
+}
+
+// kPlanes: gate and up are in planes, and `call` has what the high ones add up to.
+template <Format F, bool kPlanes = false>
 void finish_batch(const FfnWeights &w, const FfnCall &call, FfnBatch &batch, FfnScratch &s,
                   Soon &next) {
     if (batch.count == 0) return;
@@ -127,12 +148,17 @@ void finish_batch(const FfnWeights &w, const FfnCall &call, FfnBatch &batch, Ffn
     const Input *inputs = call.up_inputs ? call.up_inputs : call.inputs;
     // With a psi or a threshold that drops neurons, which rows of down are needed is not known yet.
     const bool known = w.psi == Psi::id && !w.down_input;
-    Soon soon{down, known ? batch.count : 0, next.bytes};
+    Soon soon{down, known ? batch.count : 0, bytes_per_row<F>(n)};
     for (int i0 = 0; i0 < batch.count; i0 += 16) {
         const int count = batch.count - i0 < 16 ? batch.count - i0 : 16;
-        const uint8_t *rows[16];
-        for (int i = 0; i < count; i++) rows[i] = row_of(w.up, batch.neuron[i0 + i]);
-        dot_sixteen<F>(rows, count, batch.mask + i0, inputs, call.rows, n, soon, s.u);
+        if constexpr (kPlanes) {
+            low_sixteen(w, w.up, w.chooser.up, call.u, batch.neuron + i0, count, batch.mask + i0,
+                        call, soon, s.u);
+        } else {
+            const uint8_t *rows[16];
+            for (int i = 0; i < count; i++) rows[i] = row_of(w.up, batch.neuron[i0 + i]);
+            dot_sixteen<F>(rows, count, batch.mask + i0, inputs, call.rows, n, soon, s.u);
+        }
         for (int64_t b = 0; b < call.rows; b++)
             for (int i = 0; i < count; i++) {
                 const int32_t neuron = batch.neuron[i0 + i];

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "arena.h"
+#include "choose.h"
 
 namespace sparseinfer {
 namespace {
@@ -23,12 +24,20 @@ int64_t range_size(int64_t neurons) {
 
 int64_t range_count(int64_t neurons, int64_t range) { return (neurons + range - 1) / range; }
 
+int64_t count_chosen(const uint16_t *chosen, int64_t neurons, int64_t row) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < neurons; i++) count += chosen[i] >> row & 1;
+    return count;
+}
+
 bool needs_all_gates(const FfnWeights &weights) {
     return weights.top_k > 0 || weights.gate_by_input || weights.up_by_input;
 }
 
 void gated_ffn(const FfnWeights &weights, const Kernels &kernels, ThreadPool &pool, const float *x,
-               float *y, int64_t *counts, int64_t all_rows) {
+               const uint16_t *candidates, float *y, int64_t *counts, int64_t all_rows) {
+    const ChooserView &chooser = weights.chooser;
+    const bool chooses = chooser.kind != Choice::none;
     const int64_t hidden = weights.hidden;
     const int64_t ranges = range_count(weights.intermediate, weights.range);
     const int64_t threads = pool.threads();
@@ -47,6 +56,7 @@ void gated_ffn(const FfnWeights &weights, const Kernels &kernels, ThreadPool &po
         measure.take<int32_t>(ranges * rows * 2);
         measure.take<uint8_t>(threads * kernels.ffn_scratch());
         for (int64_t b = 0; b < rows; b++) measure.take<uint8_t>(input_bytes);
+        room_to_choose(chooser, kernels, rows, measure);
 
         Arena arena(pool.scratch(measure.bytes()));
         call.partial = arena.take<float>(ranges * rows * call.width);
@@ -55,12 +65,18 @@ void gated_ffn(const FfnWeights &weights, const Kernels &kernels, ThreadPool &po
         for (int64_t b = 0; b < rows; b++)
             kernels.fill_input(weights.gate.format, x + (first + b) * hidden, hidden,
                                arena.take<uint8_t>(input_bytes), inputs + b);
+        const Choosing room = room_to_choose(chooser, kernels, rows, arena);
+        if (chooses) choose_on(chooser, kernels, pool, x + first * hidden, rows, room);
+        call.chosen = chooses ? room.chosen : nullptr;
+        if (candidates) call.chosen = candidates + first / kMaxRows * weights.intermediate;
+        call.g = room.g;
+        call.u = room.u;
 
         int64_t next = threads;
         pool.run(threads, [&](int64_t thread) {
             FfnCall mine = call;
             mine.scratch = scratch + thread * kernels.ffn_scratch();
-            kernels.ffn_ranges(weights, mine, thread, &next);
+            (call.chosen ? kernels.ffn_chosen : kernels.ffn_ranges)(weights, mine, thread, &next);
         });
         pool.run((hidden + kSumColumns - 1) / kSumColumns, [&](int64_t chunk) {
             const int64_t begin = chunk * kSumColumns;
@@ -68,8 +84,10 @@ void gated_ffn(const FfnWeights &weights, const Kernels &kernels, ThreadPool &po
         });
 
         for (int64_t b = 0; b < rows; b++) {
-            int64_t *out = counts + (first + b) * 2;
+            int64_t *out = counts + (first + b) * 3;
             out[0] = out[1] = 0;
+            out[2] = weights.intermediate;
+            if (call.chosen) out[2] = count_chosen(call.chosen, weights.intermediate, b);
             for (int64_t s = 0; s < ranges; s++) {
                 out[0] += call.reads[(s * rows + b) * 2];
                 out[1] += call.reads[(s * rows + b) * 2 + 1];

@@ -43,6 +43,42 @@ struct Input {
     int16_t *x16;
     float *scale;
     float *offset;    // what the zero point of unsigned codes adds: -zero_point * sum of x
+    const uint64_t *signs;    // of choosers by sign bits
+};
+
+// What decides which neurons are computed before a row of the gate is read.
+enum class Choice : int { none, lowrank, sign, sketch, planes };
+
+struct ChooserView {
+    Choice kind;
+    int64_t hidden;
+    int64_t neurons;
+    // lowrank: candidate where not outward . (inward . x) + bias < 0
+    MatrixView inward;     // [rank, hidden]
+    MatrixView outward;    // [neurons, rank]
+    const float *bias;     // [neurons]
+    // sign: candidate where at most so many products with the gate's row have a negative sign
+    const uint8_t *bits;    // [neurons, whole 64-bit words]
+    int64_t most;
+    // sketch, planes: candidate where the estimate is not below the threshold. Rows of both are
+    // `stride` bytes apart; those of planes are the high halves of int8 codes with their scales.
+    const uint8_t *gate;
+    const uint8_t *up;
+    int64_t stride;
+    int code_bits;    // of a sketch: 2, 3 or 4
+    const float *threshold;    // [neurons]
+    const float *gate_bias;    // [neurons] or null
+    const float *up_bias;      // [neurons] or null
+    Phi phi;
+    Psi psi;
+};
+
+struct ChooseCall {
+    const Input *inputs;    // [rows]; of lowrank: of inward . x
+    int64_t rows;           // 1 to kMaxRows
+    uint16_t *chosen;       // [neurons]: bit b says whether row b considers the neuron
+    float *g;               // [rows, neurons] or null: what planes estimate before the bias
+    float *u;
 };
 
 struct FfnWeights {
@@ -68,6 +104,9 @@ struct FfnWeights {
     bool gate_by_input;        // gate is stored [hidden, intermediate]
     bool up_by_input;          // up is
     int64_t top_k;             // neurons kept at most; 0: all that reach their threshold
+    ChooserView chooser;
+    // Where the chooser's planes hold the high halves of gate and up, their rows above are the low
+    // halves alone.
 };
 
 struct FfnCall {
@@ -80,6 +119,9 @@ struct FfnCall {
     int32_t *reads;         // [ranges, rows, 2]: rows of up, rows of down
     const Input *up_inputs; // [rows] of up; null: those of gate
     const float *a;         // ffn_given: [rows, intermediate], 0 where a neuron is not kept
+    const uint16_t *chosen; // ffn_chosen: [intermediate], bit b: row b considers the neuron
+    const float *g;         // of planes: [rows, intermediate], what the high halves add up to
+    const float *u;
     void *scratch;          // ffn_scratch() bytes of the calling thread's own
 };
 
@@ -185,6 +227,14 @@ struct Kernels {
                               int64_t end);
     // As ffn_ranges, of neurons whose activations `a` are known.
     void (*ffn_given)(const FfnWeights &, const FfnCall &, int64_t first, int64_t *next);
+    // As ffn_ranges, of the neurons in `chosen`. Without a sketch thresholds apply to them too.
+    void (*ffn_chosen)(const FfnWeights &, const FfnCall &, int64_t first, int64_t *next);
+    // As input_bytes, fill_input and view_input for what a chooser multiplies first.
+    int64_t (*choice_bytes)(const ChooserView &);
+    void (*fill_choice)(const ChooserView &, const float *x, void *memory, Input *input);
+    void (*view_choice)(const ChooserView &, const float *x, void *memory, Input *input);
+    // Chooses among neurons begin..end-1; `begin` is a multiple of 16.
+    void (*choose)(const ChooserView &, const ChooseCall &, int64_t begin, int64_t end);
     // y[:, begin:end] from the ranges' accumulators, added in order of range; `begin` is a multiple
     // of kSumColumns.
     void (*ffn_sum)(const FfnWeights &, const FfnCall &, int64_t begin, int64_t end);

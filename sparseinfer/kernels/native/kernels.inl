@@ -20,7 +20,15 @@ namespace {
 
 #include "formats.inl"
 
+#include "sketch.inl"
+
+#include "inputs.inl"
+
 #include "ffn.inl"
+
+#include "ffn_chosen.inl"
+
+#include "choose.inl"
 
 #include "linear.inl"
 
@@ -29,27 +37,6 @@ namespace {
 #include "prefill.inl"
 
 int64_t ffn_scratch() { return static_cast<int64_t>(sizeof(FfnScratch)); }
-
-int64_t input_bytes(Format format, int64_t columns) {
-    if (format == Format::bf16) return padded(4 * columns);
-    return format == Format::int8 || format == Format::int4 ? quantised_bytes(columns) : 0;
-}
-
-void view_input(Format format, const float *x, int64_t columns, void *memory, Input *input) {
-    *input = Input{};
-    input->x = format == Format::bf16 ? static_cast<const float *>(memory) : x;
-    if (format == Format::int8 || format == Format::int4) view_quantised(columns, memory, input);
-}
-
-void fill_input(Format format, const float *x, int64_t columns, void *memory, Input *input) {
-    view_input(format, x, columns, memory, input);
-    if (format == Format::bf16)
-        order_input(x, columns, static_cast<float *>(memory));
-    else if (format == Format::int8)
-        quantise_input<Format::int8>(x, columns, input);
-    else if (format == Format::int4)
-        quantise_input<Format::int4>(x, columns, input);
-}
 
 }  // namespace
 
@@ -69,6 +56,11 @@ extern const Kernels SPARSEINFER_JOIN(kernels_, SPARSEINFER_ISA) = {
     activate_neurons,
     neuron_outputs,
     ffn_given,
+    ffn_chosen,
+    choice_bytes,
+    fill_choice,
+    view_choice,
+    choose,
     ffn_sum,
     sparse_input_range,
     sparse_input_sum,

@@ -79,6 +79,9 @@ def check_sketch(bits: int, format: Format) -> None:
 GROUP = 64
 """Inputs that share one scale."""
 
+_SMALLEST = 1e-30
+"""Scales below this are 0."""
+
 
 def round_input(x: Tensor) -> Tensor:
     """x [B, H] fp32 to 8 bits: groups of 64 are multiples of their largest magnitude / 127."""
@@ -88,6 +91,7 @@ def round_input(x: Tensor) -> Tensor:
     padded[:, :columns] = x
     grouped = padded.view(rows, groups, GROUP)
     scale = grouped.abs().amax(2, keepdim=True) / 127
+    scale = torch.where(scale < _SMALLEST, 0.0, scale)  # false for NaN, which stays
     inverse = torch.where(scale == 0, 0.0, 1 / scale)
     return ((grouped * inverse).round() * scale).view(rows, -1)[:, :columns].contiguous()
 

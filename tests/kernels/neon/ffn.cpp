@@ -102,12 +102,15 @@ void test_ffn(const Kernels &kernels, Format format, Shape s, Phi phi, Psi psi, 
     for (int64_t threads : {1, 2, 3}) {
         ThreadPool pool(threads);
         std::vector<float> y = unwritten(batch * s.hidden);
-        std::vector<int64_t> counts(2 * batch, -1);
-        gated_ffn(ffn.weights, kernels, pool, x.data(), y.data(), counts.data(), batch);
+        std::vector<int64_t> counts(3 * batch, -1);
+        gated_ffn(ffn.weights, kernels, pool, x.data(), nullptr, y.data(), counts.data(), batch);
         if (threads == 1) {
             check_near(y, expected, 1e-5, what);
             int64_t off = 0;
-            for (int64_t i = 0; i < 2 * batch; i++) off += std::llabs(counts[i] - wanted[i]);
+            for (int64_t b = 0; b < batch; b++) {
+                for (int i = 0; i < 2; i++) off += std::llabs(counts[3 * b + i] - wanted[2 * b + i]);
+                check(counts[3 * b + 2] == s.intermediate, what + ": rows of gate");
+            }
             check(off <= 2 * unsure, what + ": counts");
             first = y;
         }
@@ -116,8 +119,8 @@ void test_ffn(const Kernels &kernels, Format format, Shape s, Phi phi, Psi psi, 
     ThreadPool pool(2);
     for (int64_t b = 0; b < batch; b++) {
         std::vector<float> y = unwritten(s.hidden);
-        int64_t counts[2];
-        gated_ffn(ffn.weights, kernels, pool, x.data() + b * s.hidden, y.data(), counts, 1);
+        int64_t counts[3];
+        gated_ffn(ffn.weights, kernels, pool, x.data() + b * s.hidden, nullptr, y.data(), counts, 1);
         check(std::equal(y.begin(), y.end(), first.begin() + b * s.hidden),
               what + ": bits depend on the batch");
     }

@@ -20,7 +20,7 @@ trap 'rm -rf "$build"' EXIT
 # Code generation as in CMakeLists.txt.
 flags="-std=c++17 -O3 -Wall -Wextra -Werror -pthread
        -fno-math-errno -fno-trapping-math -ffp-contract=off"
-shared="dispatch gated_ffn linear decode_ffn decode_projections decode_step decoder prefill openmp
+shared="choose dispatch gated_ffn linear decode_ffn decode_projections decode_step decoder prefill openmp
         thread_pool top_k kernels_portable"
 
 # compile NAME COMPILER [OPTIONS]: makes $build/NAME/test
