@@ -3,8 +3,8 @@
 Reading order: `rope`, `cache`, `counts`, `cpu` (the runner), `reference` (the one without native
 kernels), `runner` (which of them), `settings` and `prompt` (what is checked first), `passes`
 (tokens through a runner, counted), `sampling`, `generation` (the decode loop), `batch`, `rules`
-(what may change while a model is in memory), `model` (the public `Model`) and `loading` (`load`).
-Weights come from `sparseinfer.packed`.
+(what may change while a model is in memory), `predictor` (one from disk), `model` (the public
+`Model`) and `loading` (`load`). Weights come from `sparseinfer.packed`.
 """
 
 from sparseinfer.engine.generation import Generation

@@ -20,6 +20,7 @@ def load(
     threads: int | None = None,
     huge_pages: bool = False,
     prefill: str = "auto",
+    predictor: str | Path | None = None,
 ) -> Model:
     """Loads a model, ready to run.
 
@@ -35,10 +36,13 @@ def load(
         prefill: arithmetic of the matrix products of prompts: `fp32`, `bf16` (activations rounded,
             about twice as fast on a CPU with bf16 instructions), or `auto`: bf16 on such a CPU
             unless the weights are fp32. Generated tokens are computed the same way with any.
+        predictor: folder that `train-predictor` wrote for this model; neurons that it does not let
+            through are skipped before their gates are read. None reads all gates.
 
     Raises:
         SourceError: the name cannot be resolved.
         CheckpointError: the folder is incomplete, damaged, unsafe, stale or of another version.
+        PredictorError: no predictor, a damaged one, or one that was made for another model.
         UnsupportedError: an architecture or device that this version does not run.
         ConfigError: a bad `weights` or `threads`.
         MemoryError: the system refuses the memory.
@@ -48,4 +52,11 @@ def load(
     check_threads(threads)
     resolved = resolve_model(str(model), dtype=import_dtype(weights))
     source = open_model(resolved.path)
-    return Model(source, weights=weights, threads=threads, huge_pages=huge_pages, prefill=prefill)
+    return Model(
+        source,
+        weights=weights,
+        threads=threads,
+        huge_pages=huge_pages,
+        prefill=prefill,
+        predictor=predictor,
+    )

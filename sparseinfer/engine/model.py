@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from sparseinfer.engine.batch import generate_batch
 from sparseinfer.engine.counts import Counter
 from sparseinfer.engine.generation import Generation
 from sparseinfer.engine.passes import Passes
+from sparseinfer.engine.predictor import gate_of, open_predictor
 from sparseinfer.engine.prompt import checked_ids, checked_prompt
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.rules import ModelRules, check_projection
@@ -46,22 +48,30 @@ class Model(ModelRules):
         prefill: str = "auto",
         progress: Progress = no_progress,
         by_input: Collection[str] = (),
+        predictor: Path | str | None = None,
     ) -> None:
         """
         Args:
+            predictor: as `load`.
             progress: told of packing a checkpoint in memory.
             by_input: projections of a checkpoint whose weights are stored by input, though the
                 checkpoint has no thresholds there: so that thresholds set later save time.
 
         Raises:
-            CheckpointError, ConfigError, MemoryError: as `load`.
+            CheckpointError, PredictorError, ConfigError, MemoryError: as `load`.
         """
         check_threads(threads)
         for name in by_input:
             check_projection(name)
         math = prefill_math(prefill)
+        chosen = None if predictor is None else open_predictor(predictor, source)
         loaded = load_model(
-            source, weights, huge_pages=huge_pages, progress=progress, by_input=by_input
+            source,
+            weights,
+            huge_pages=huge_pages,
+            progress=progress,
+            by_input=by_input,
+            predicted=chosen is not None,
         )
         super().__init__(loaded.config, loaded.weights)
         self.path: Path = loaded.path
@@ -81,6 +91,13 @@ class Model(ModelRules):
             math,
         )
         self._passes = Passes(self._runner, self.config.num_layers, self.threads)
+        if chosen is not None:
+            self._change(
+                "predictor",
+                lambda: loaded.weights.with_predictor(
+                    chosen.layers(partial(gate_of, loaded.weights))
+                ),
+            )
 
     @property
     def weight_type(self) -> Format:

@@ -87,28 +87,49 @@ inline uint16_t chosen_by_signs(const ChooserView &c, const ChooseCall &call, in
     return mask;
 }
 
-// out[i] = row i0 + i of one of the two sketches . input, the rows `stride` apart from `first` on.
-inline void sketch_sixteen(const ChooserView &c, const uint8_t *first, int64_t i0, int count,
-                           const Input &in, float *out) {
-    Vec parts[kChosenRows];
+// Rows of sketches, or of high planes, that share each piece of the input: gates and ups of half as
+// many neurons.
+constexpr int kSketchRows = 4;
+
+template <int R>
+inline void sketch_rows(const ChooserView &c, const uint8_t *const *rows, const Input &in,
+                        const uint8_t *const *ahead, Vec *out) {
     const int64_t groups = sketch_groups(c.hidden);
-    for (int i = 0; i < kChosenRows; i++) {
-        parts[i] = zero();
-        if (i >= count) continue;
-        const uint8_t *row = first + (i0 + i) * c.stride;
-        const uint8_t *ahead = i0 + i + kChosenRows < c.neurons ? row + kChosenRows * c.stride
-                                                                 : nullptr;
-        if (c.kind == Choice::planes)
-            parts[i] = dot_plane(kHighPlane, row, row + 2 * groups_of(c.hidden), in, c.hidden,
-                                 ahead, 2 + kHalves);
-        else if (c.code_bits == 4)
-            parts[i] = dot_sketch<4>(row, in, groups, ahead);
-        else if (c.code_bits == 3)
-            parts[i] = dot_sketch<3>(row, in, groups, ahead);
-        else
-            parts[i] = dot_sketch<2>(row, in, groups, ahead);
+    if (c.kind == Choice::planes) {
+        const uint8_t *codes[R];
+        for (int r = 0; r < R; r++) codes[r] = rows[r] + 2 * groups_of(c.hidden);
+        dot_plane<R>(kHighPlane, rows, codes, in, c.hidden, ahead, 2 + kHalves, out);
+    } else if (c.code_bits == 4) {
+        dot_sketch<4, R>(rows, in, groups, ahead, out);
+    } else if (c.code_bits == 3) {
+        dot_sketch<3, R>(rows, in, groups, ahead, out);
+    } else {
+        dot_sketch<2, R>(rows, in, groups, ahead, out);
     }
-    sums(parts, out);
+}
+
+// g[i], u[i]: what neuron i0 + i's rows of gate and up estimate, without bias.
+inline void sketch_sixteen(const ChooserView &c, int64_t i0, int count, const Input &in, float *g,
+                           float *u) {
+    Vec gates[kChosenRows], ups[kChosenRows];
+    for (int i = 0; i < kChosenRows; i += kSketchRows / 2) {
+        const int here = count - i < kSketchRows / 2 ? count - i : kSketchRows / 2;
+        const uint8_t *rows[kSketchRows], *ahead[kSketchRows];
+        Vec out[kSketchRows];
+        for (int r = 0; r < kSketchRows; r++) {
+            out[r] = zero();
+            const int64_t neuron = i0 + i + r / 2;
+            rows[r] = (r % 2 ? c.up : c.gate) + neuron * c.stride;
+            ahead[r] = neuron + kChosenRows < c.neurons ? rows[r] + kChosenRows * c.stride : nullptr;
+        }
+        if (here == kSketchRows / 2)
+            sketch_rows<kSketchRows>(c, rows, in, ahead, out);
+        else if (here > 0)
+            sketch_rows<2>(c, rows, in, ahead, out);
+        for (int r = 0; r < kSketchRows; r++) (r % 2 ? ups : gates)[i + r / 2] = out[r];
+    }
+    sums(gates, g);
+    sums(ups, u);
 }
 
 // Sets bit `b` of mask[i] where row b of x estimates that neuron i0 + i puts out enough.
@@ -116,8 +137,7 @@ inline void chosen_by_sketch(const ChooserView &c, const ChooseCall &call, int64
                              uint16_t *mask) {
     for (int64_t b = 0; b < call.rows; b++) {
         float g[16], u[16];
-        sketch_sixteen(c, c.gate, i0, count, call.inputs[b], g);
-        sketch_sixteen(c, c.up, i0, count, call.inputs[b], u);
+        sketch_sixteen(c, i0, count, call.inputs[b], g, u);
         if (call.g) {
             __builtin_memcpy(call.g + b * c.neurons + i0, g, count * sizeof(float));
             __builtin_memcpy(call.u + b * c.neurons + i0, u, count * sizeof(float));

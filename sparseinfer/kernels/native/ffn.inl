@@ -124,14 +124,31 @@ inline void low_sixteen(const FfnWeights &w, const MatrixView &low, const uint8_
                         const uint16_t *wanted, const FfnCall &call, Soon &soon, float (*out)[16]) {
     const int64_t per_group = soon.bytes / groups_of(w.hidden);
     for (int64_t b = 0; b < call.rows; b++) {
+        int which[16], wants = 0;
         Vec parts[16];
         for (int i = 0; i < 16; i++) {
             parts[i] = zero();
-            if (i < count && (wanted[i] >> b & 1))
-                parts[i] = dot_plane(kLowPlane, high + neurons[i] * w.chooser.stride,
-                                     row_of(low, neurons[i]), call.inputs[b], w.hidden,
-                                     soon.take(), per_group);
+            if (i < count && (wanted[i] >> b & 1)) which[wants++] = i;
         }
+        int i = 0;
+        const auto add = [&](auto size) {
+            constexpr int kRows = decltype(size)::value;
+            const uint8_t *scales[kRows], *rows[kRows], *ahead[kRows];
+            Vec sums_of_rows[kRows];
+            for (int r = 0; r < kRows; r++) {
+                const int64_t neuron = neurons[which[i + r]];
+                scales[r] = high + neuron * w.chooser.stride;
+                rows[r] = row_of(low, neuron);
+                ahead[r] = soon.take();
+            }
+            dot_plane<kRows>(kLowPlane, scales, rows, call.inputs[b], w.hidden, ahead, per_group,
+                             sums_of_rows);
+            for (int r = 0; r < kRows; r++) parts[which[i + r]] = sums_of_rows[r];
+            i += kRows;
+        };
+        while (i + 4 <= wants) add(Size<4>{});
+        if (i + 2 <= wants) add(Size<2>{});
+        if (i < wants) add(Size<1>{});
         sums(parts, out[b]);
         for (int i = 0; i < count; i++) out[b][i] += estimate[b * w.intermediate + neurons[i]];
     }

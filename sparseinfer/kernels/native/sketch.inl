@@ -113,53 +113,77 @@ inline __m512i with_top(__m512i codes, const uint8_t *tops, int64_t g) {
     return codes;
 }
 
-inline Vec add_group(__m512i codes, const int8_t *x, float scale, Vec acc) {
-    const __m512i dot =
-        _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, _mm512_loadu_si512(x));
+inline Vec add_group(__m512i codes, __m512i x, float scale, Vec acc) {
+    const __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x);
     return fma(_mm512_cvtepi32_ps(dot), splat(scale), acc);
 }
 
-// Partial sums of one row times one input.
-template <int kBits>
-inline Vec dot_sketch(const uint8_t *row, const Input &in, int64_t groups, const uint8_t *ahead) {
+// out[r]: partial sums of row r times the input, for R rows that share each piece of it.
+template <int kBits, int R>
+inline void dot_sketch(const uint8_t *const *rows, const Input &in, int64_t groups,
+                       const uint8_t *const *ahead, Vec *out) {
     constexpr int kFieldBits = kBits == 4 ? 4 : 2, kFields = 8 / kFieldBits;
-    const uint8_t *codes = row + 2 * groups;
-    const uint8_t *tops = codes + groups * kSketchGroup * kFieldBits / 8;
+    constexpr int kBytes = 2 + kSketchGroup * kBits / 8, kCodes = kSketchGroup * kFieldBits / 8;
     const Vec half = splat(static_cast<float>(1 << (kBits - 1)));
-    const int64_t whole = groups / kFields * kFields;
-    Vec acc[4] = {zero(), zero(), zero(), zero()}, offset = zero();
-    for (int64_t g0 = 0; g0 < groups; g0 += 16) {
-        alignas(64) float scale[16];
-        const int64_t count = smaller(16, groups - g0);
-        const __m256i stored =
-            _mm256_maskz_loadu_epi16(first(count), row + 2 * g0);
-        const Vec wide = _mm512_cvtph_ps(stored);
-        store(scale, mul(wide, load(in.scale + g0)));
-        offset = fma(wide, mul(half, load(in.offset + g0)), offset);
-        if (ahead) {
-            constexpr int kBytes = 2 + kSketchGroup * kBits / 8;
-            for (int64_t i = g0 * kBytes; i < (g0 + count) * kBytes; i += kLine)
-                prefetch(ahead + i);
-        }
-        const int64_t blocks = smaller(count, whole - g0);
-        int64_t i = 0;
-        for (; i + kFields <= blocks; i += kFields) {
-            const int64_t g = g0 + i;
-            const __m512i block = _mm512_loadu_si512(codes + g * kSketchGroup * kFieldBits / 8);
+    const int64_t whole = groups / kFields * kFields, tops = (2 + kCodes) * groups;
+    // 4 bits: codes of odd groups stay in the high halves of their bytes, which is exact and saves
+    // a shift.
+    const Vec factor = kBits == 4 ? _mm512_castsi512_ps(_mm512_set1_epi64(0x3d8000003f800000))
+                                  : splat(1.0f);    // 1, 1/16, 1, 1/16 ...
+    Vec acc[R][2], offset[R];
 #pragma GCC unroll 4
-            for (int k = 0; k < kFields; k++)
-                acc[k] = add_group(with_top<kBits>(block_codes<kFieldBits>(block, k), tops, g + k),
-                                   in.hi + (g + k) * kSketchGroup, scale[i + k], acc[k]);
+    for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = offset[r] = zero();
+    for (int64_t g0 = 0; g0 < groups; g0 += 16) {
+        alignas(64) float scale[R][16];
+        const int64_t count = smaller(16, groups - g0);
+        const int64_t blocks = smaller(count, whole - g0) / kFields * kFields;
+        const Vec of_input = load(in.scale + g0), of_offset = mul(half, load(in.offset + g0));
+        // The groups behind the last whole block are not in the high halves.
+        const Vec shifted = _mm512_mask_blend_ps(first(blocks), splat(1.0f), factor);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const Vec stored =
+                _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), rows[r] + 2 * g0));
+            store(scale[r], mul(mul(stored, of_input), shifted));
+            offset[r] = fma(stored, of_offset, offset[r]);
+            if (ahead[r])
+                for (int64_t i = g0 * kBytes; i < (g0 + count) * kBytes; i += kLine)
+                    prefetch(ahead[r] + i);
+        }
+        int64_t i = 0;
+        for (; i < blocks; i += kFields) {
+            const int64_t g = g0 + i;
+            __m512i block[R];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++)
+                block[r] = _mm512_loadu_si512(rows[r] + 2 * groups + g * kCodes);
+#pragma GCC unroll 4
+            for (int k = 0; k < kFields; k++) {
+                const __m512i x = _mm512_loadu_si512(in.hi + (g + k) * kSketchGroup);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) {
+                    const __m512i codes =
+                        kBits == 4 && k == 1
+                            ? _mm512_and_si512(block[r], _mm512_set1_epi8(static_cast<char>(0xf0)))
+                            : with_top<kBits>(block_codes<kFieldBits>(block[r], k), rows[r] + tops,
+                                              g + k);
+                    acc[r][k & 1] = add_group(codes, x, scale[r][i + k], acc[r][k & 1]);
+                }
+            }
         }
         for (; i < count; i++) {
             const int64_t g = g0 + i;
-            const __m512i part =
-                rest_codes<kFieldBits>(codes + g * kSketchGroup * kFieldBits / 8);
-            acc[0] = add_group(with_top<kBits>(part, tops, g), in.hi + g * kSketchGroup, scale[i],
-                               acc[0]);
+            const __m512i x = _mm512_loadu_si512(in.hi + g * kSketchGroup);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                const __m512i part = rest_codes<kFieldBits>(rows[r] + 2 * groups + g * kCodes);
+                acc[r][0] = add_group(with_top<kBits>(part, rows[r] + tops, g), x, scale[r][i],
+                                      acc[r][0]);
+            }
         }
     }
-    return add(add(add(acc[0], acc[1]), add(acc[2], acc[3])), offset);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) out[r] = add(add(acc[r][0], acc[r][1]), offset[r]);
 }
 
 #else
@@ -207,29 +231,32 @@ inline int32_t dot_codes(const uint8_t *codes, const int8_t *x) {
 #endif
 }
 
-template <int kBits>
-inline Vec dot_sketch(const uint8_t *row, const Input &in, int64_t groups, const uint8_t *ahead) {
+template <int kBits, int R>
+inline void dot_sketch(const uint8_t *const *rows, const Input &in, int64_t groups,
+                       const uint8_t *const *ahead, Vec *out) {
     constexpr int kFieldBits = kBits == 4 ? 4 : 2;
     constexpr int kBytes = 2 + kSketchGroup * kBits / 8;
-    const uint8_t *codes = row + 2 * groups;
-    const uint8_t *tops = codes + groups * kSketchGroup * kFieldBits / 8;
-    float total = 0.0f;
-    for (int64_t g0 = 0; g0 < groups; g0 += 16) {
-        float scale[16];
-        const int64_t count = smaller(16, groups - g0);
-        load_few_scales(row + 2 * g0, count, scale);
-        if (ahead)
-            for (int64_t i = g0 * kBytes; i < (g0 + count) * kBytes; i += kLine)
-                prefetch(ahead + i);
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t g = g0 + i;
-            uint8_t values[kSketchGroup];
-            group_codes<kBits>(codes, tops, g, groups, values);
-            const float dot = static_cast<float>(dot_codes(values, in.hi + g * kSketchGroup));
-            total += scale[i] * (in.scale[g] * dot + (1 << (kBits - 1)) * in.offset[g]);
+    for (int r = 0; r < R; r++) {
+        const uint8_t *codes = rows[r] + 2 * groups;
+        const uint8_t *tops = codes + groups * kSketchGroup * kFieldBits / 8;
+        float total = 0.0f;
+        for (int64_t g0 = 0; g0 < groups; g0 += 16) {
+            float scale[16];
+            const int64_t count = smaller(16, groups - g0);
+            load_few_scales(rows[r] + 2 * g0, count, scale);
+            if (ahead[r])
+                for (int64_t i = g0 * kBytes; i < (g0 + count) * kBytes; i += kLine)
+                    prefetch(ahead[r] + i);
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t g = g0 + i;
+                uint8_t values[kSketchGroup];
+                group_codes<kBits>(codes, tops, g, groups, values);
+                const float dot = static_cast<float>(dot_codes(values, in.hi + g * kSketchGroup));
+                total += scale[i] * (in.scale[g] * dot + (1 << (kBits - 1)) * in.offset[g]);
+            }
         }
+        out[r] = load_part(&total, 1);
     }
-    return load_part(&total, 1);
 }
 
 #endif
@@ -249,76 +276,105 @@ constexpr Plane kLowPlane{1.0f, 7.5f};
 
 #if defined(__AVX512VNNI__)
 
-inline Vec add_nibbles(__m512i codes, const Input &in, int64_t at, Vec scales, int p, Vec acc) {
-    __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes,
-                                      _mm512_loadu_si512(in.hi + at));
-    dot = _mm512_dpbusd_epi32(_mm512_slli_epi32(dot, 8), codes, _mm512_loadu_si512(in.lo + at));
-    return fma(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(pair_index(p), scales), acc);
-}
-
-inline Vec dot_plane(const Plane &plane, const uint8_t *stored, const uint8_t *codes,
-                     const Input &in, int64_t columns, const uint8_t *ahead, int64_t per_group) {
+// out[r]: partial sums of R rows that share each piece of the input. `stored`: scales of row r.
+template <int R>
+inline void dot_plane(const Plane &plane, const uint8_t *const *stored,
+                      const uint8_t *const *codes, const Input &in, int64_t columns,
+                      const uint8_t *const *ahead, int64_t per_group, Vec *out) {
     const int64_t groups = groups_of(columns);
     const __m512i mask = _mm512_set1_epi8(15);
     const Vec unit = splat(plane.unit), zero_point = splat(plane.zero / kZeroPoint<Format::int8>);
-    Vec acc[2] = {zero(), zero()}, offset = zero();
+    Vec acc[R][2], offset[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = offset[r] = zero();
     for (int64_t g0 = 0; g0 < groups; g0 += 16) {
         const int64_t count = smaller(16, groups - g0);
-        const Vec wide = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), stored + 2 * g0));
-        const Vec scales = mul(mul(wide, unit), load(in.scale + g0));
-        offset = fma(wide, mul(zero_point, load(in.offset + g0)), offset);
-        if (ahead)
-            for (int64_t i = 0; i < count * per_group; i += kLine)
-                prefetch(ahead + g0 * per_group + i);
+        const Vec of_input = mul(unit, load(in.scale + g0));
+        const Vec of_offset = mul(zero_point, load(in.offset + g0));
+        Vec scales[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const Vec wide =
+                _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), stored[r] + 2 * g0));
+            scales[r] = mul(wide, of_input);
+            offset[r] = fma(wide, of_offset, offset[r]);
+            if (ahead[r])
+                for (int64_t i = 0; i < count * per_group; i += kLine)
+                    prefetch(ahead[r] + g0 * per_group + i);
+        }
         int64_t i = 0;
+        const auto add_pair = [&](const __m512i *halves, int which) {
+            const int64_t at = (g0 + i) * kGroup + 64 * which;
+            const __m512i hi = _mm512_loadu_si512(in.hi + at), lo = _mm512_loadu_si512(in.lo + at);
+            const __m512i index = pair_index(static_cast<int>(i) / 2 + which);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), halves[r], hi);
+                dot = _mm512_dpbusd_epi32(_mm512_slli_epi32(dot, 8), halves[r], lo);
+                acc[r][which] = fma(_mm512_cvtepi32_ps(dot),
+                                    _mm512_permutexvar_ps(index, scales[r]), acc[r][which]);
+            }
+        };
         for (; i + 4 <= count; i += 4) {
-            const __m512i v = _mm512_loadu_si512(codes + (g0 + i) * 16);
-            const int64_t at = (g0 + i) * kGroup;
-            const int p = static_cast<int>(i) / 2;
-            acc[0] = add_nibbles(_mm512_and_si512(v, mask), in, at, scales, p, acc[0]);
-            acc[1] = add_nibbles(_mm512_and_si512(_mm512_srli_epi16(v, 4), mask), in, at + 64,
-                                 scales, p + 1, acc[1]);
+            __m512i low[R], high[R];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                const __m512i v = _mm512_loadu_si512(codes[r] + (g0 + i) * kHalves);
+                low[r] = _mm512_and_si512(v, mask);
+                high[r] = _mm512_and_si512(_mm512_srli_epi16(v, 4), mask);
+            }
+            add_pair(low, 0);
+            add_pair(high, 1);
         }
         if (i < count) {
-            const __m256i v =
-                _mm256_loadu_si256(reinterpret_cast<const __m256i *>(codes + (g0 + i) * 16));
-            const __m512i both =
-                _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 4), 1);
-            acc[0] = add_nibbles(_mm512_and_si512(both, mask), in, (g0 + i) * kGroup, scales,
-                                 static_cast<int>(i) / 2, acc[0]);
+            __m512i both[R];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                const __m256i v = _mm256_loadu_si256(
+                    reinterpret_cast<const __m256i *>(codes[r] + (g0 + i) * kHalves));
+                both[r] = _mm512_and_si512(
+                    _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 4), 1),
+                    mask);
+            }
+            add_pair(both, 0);
         }
     }
-    return add(add(acc[0], acc[1]), offset);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) out[r] = add(add(acc[r][0], acc[r][1]), offset[r]);
 }
 
 #else
 
-inline Vec dot_plane(const Plane &plane, const uint8_t *stored, const uint8_t *codes,
-                     const Input &in, int64_t columns, const uint8_t *ahead, int64_t per_group) {
+template <int R>
+inline void dot_plane(const Plane &plane, const uint8_t *const *stored,
+                      const uint8_t *const *codes, const Input &in, int64_t columns,
+                      const uint8_t *const *ahead, int64_t per_group, Vec *out) {
     const int64_t groups = groups_of(columns);
-    float total = 0.0f;
-    for (int64_t g0 = 0; g0 < groups; g0 += 16) {
-        float scale[16];
-        const int64_t count = smaller(16, groups - g0);
-        load_few_scales(stored + 2 * g0, count, scale);
-        if (ahead)
-            for (int64_t i = 0; i < count * per_group; i += kLine)
-                prefetch(ahead + g0 * per_group + i);
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t g = g0 + i;
-            const Nibbles n = nibbles(codes, g, groups);
-            const int16_t *x = in.x16 + g * kGroup;
-            int32_t dot = 0, sum_of_x = 0;
-            for (int j = 0; j < kGroup; j++) {
-                dot += static_cast<int32_t>(n.p[j] >> n.shift & 15) * x[j];
-                sum_of_x += x[j];
+    for (int r = 0; r < R; r++) {
+        float total = 0.0f;
+        for (int64_t g0 = 0; g0 < groups; g0 += 16) {
+            float scale[16];
+            const int64_t count = smaller(16, groups - g0);
+            load_few_scales(stored[r] + 2 * g0, count, scale);
+            if (ahead[r])
+                for (int64_t i = 0; i < count * per_group; i += kLine)
+                    prefetch(ahead[r] + g0 * per_group + i);
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t g = g0 + i;
+                const Nibbles n = nibbles(codes[r], g, groups);
+                const int16_t *x = in.x16 + g * kGroup;
+                int32_t dot = 0, sum_of_x = 0;
+                for (int j = 0; j < kGroup; j++) {
+                    dot += static_cast<int32_t>(n.p[j] >> n.shift & 15) * x[j];
+                    sum_of_x += x[j];
+                }
+                total += scale[i] * in.scale[g] *
+                         (plane.unit * static_cast<float>(dot) -
+                          plane.zero * static_cast<float>(sum_of_x));
             }
-            total += scale[i] * in.scale[g] *
-                     (plane.unit * static_cast<float>(dot) -
-                      plane.zero * static_cast<float>(sum_of_x));
         }
+        out[r] = load_part(&total, 1);
     }
-    return load_part(&total, 1);
 }
 
 #endif
