@@ -67,7 +67,7 @@ def use_masks(model: Model, masks: Masks) -> None:
     """Makes a model in memory take as 0 what masks say, and nothing else.
 
     Raises:
-        ConfigError: weights that cannot be sketched as masks ask for, or only so.
+        ConfigError: weights that cannot be sketched as masks ask for.
     """
     config = model.config
     if masks.sketch is None:
