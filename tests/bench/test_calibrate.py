@@ -11,6 +11,7 @@ from sparseinfer.bench.calibrate import (
     input_thresholds_in_sequence,
     thresholds_in_sequence,
 )
+from sparseinfer.bench.calibrate_neurons import chess_in_sequence, sketch_in_sequence
 from sparseinfer.errors import CalibrationError, UnsupportedError
 
 
@@ -59,6 +60,31 @@ def test_every_projection_of_the_sparse_model_drops_as_many_inputs_as_wanted(
     for name, layers in density.items():
         # Inputs that rounding tips over their threshold change those of the layers after.
         assert layers == pytest.approx([1 - sparsity] * 3, abs=0.03), name
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.7])
+def test_thresholds_of_neurons_by_what_up_is_on_average(make_checkpoint, ids, sparsity):
+    checkpoint = make_checkpoint()
+    found = chess_in_sequence(checkpoint, ids, sparsity)
+    assert all(one.shape == (128,) and one.std() > 0 for one in found)
+    model = sparseinfer.load(checkpoint.path, weights="fp32", threads=1)
+    model.set_thresholds(found)
+    model.logits(ids)
+    realised = model.sparsity("prefill").neuron_sparsity(model.config)
+    assert realised == pytest.approx([sparsity] * 3, abs=0.01)
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_thresholds_on_what_a_sketch_estimates(make_checkpoint, ids, weights):
+    checkpoint = make_checkpoint()
+    found = sketch_in_sequence(checkpoint, ids, 0.5, weights)
+    model = sparseinfer.load(checkpoint.path, weights=weights, threads=1, prefill="fp32")
+    model.set_sketch(4)
+    model.set_thresholds(found)
+    model.logits(ids)
+    counts = model.sparsity("prefill")
+    assert counts.neuron_sparsity(model.config) == pytest.approx([0.5] * 3, abs=0.03)
+    assert counts.gate_rows is not None
 
 
 def test_activations_that_overflow_are_named(make_checkpoint, ids, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparseinfer.bench import kernel
+from sparseinfer.bench import kernel, shapes
 from sparseinfer.bench.kernel import KernelSettings, measure_kernels
 from sparseinfer.errors import ConfigError, NumericalError
 from sparseinfer.formats import WeightFormats
@@ -13,6 +13,7 @@ from sparseinfer.kernels.matrix import row_bytes
 from sparseinfer.packed import pack
 
 from .conftest import silent
+from .test_random_model import TINY
 
 
 @pytest.fixture
@@ -63,6 +64,26 @@ def test_no_speed_is_given_of_a_kernel_that_is_wrong(small, monkeypatch):
         measure_kernels(KernelSettings(None, ("int8",), None, 1, 1), progress=silent)
 
 
+@pytest.mark.usefixtures("cache")
+def test_planted_gates_are_read_where_a_predictor_lets_them_through(monkeypatch):
+    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+    monkeypatch.setattr(kernel, "_PLANTED_BYTES", 200_000)
+    monkeypatch.setattr(kernel, "read_bandwidth", lambda _pool, _bytes: 10.0)
+    settings = KernelSettings("tiny", ("bf16",), None, 1, 2, ("neurons", "lowrank", "sign"))
+    dense, gate_first, lowrank, sign = measure_kernels(settings, progress=silent).rows
+    row = row_bytes("bf16", 64)
+    assert (dense.rule, dense.active_bytes) == (None, 3 * 160 * row)
+    assert 160 * row < gate_first.active_bytes < 0.6 * dense.active_bytes
+    for one in (lowrank, sign):
+        assert one.active_bytes < gate_first.active_bytes + one.chooser_bytes
+        assert one.predicted == pytest.approx(dense.active_bytes / one.active_bytes)
+        assert one.quality["recall"] > 0.9
+        assert len(one.over_dense.values) == 2
+    assert lowrank.active_bytes - lowrank.chooser_bytes < sign.active_bytes - sign.chooser_bytes
+    assert dense.over_dense is None
+    assert gate_first.chooser_microseconds is None
+
+
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
@@ -72,6 +93,8 @@ def test_no_speed_is_given_of_a_kernel_that_is_wrong(small, monkeypatch):
         ((None, None, (1.0,), 1, 1), "1.0"),
         ((None, None, None, 0, 1), "threads"),
         ((None, None, None, 1, 0), "--pairs"),
+        ((None, None, None, 1, 1, ("sketch",)), "--rule 'sketch'"),
+        ((None, None, (0.5, 0.9), 1, 1, ("sign",)), "--sparsity: planted"),
     ],
 )
 def test_refusals(settings, word):

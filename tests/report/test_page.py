@@ -191,7 +191,9 @@ def test_a_bare_report_has_a_page():
 
 def test_a_layer_more_or_less_and_points_without_quality():
     one = samples.model() | {"layers": 1}
-    report = samples.evaluation(model=one, layers=samples.layers()[:1], phases=[], ppl_p=[])
+    report = samples.evaluation(
+        model=one, layers=samples.layers()[:1], phases=[], ppl_p=[], predictor=None
+    )
     assert "Neuron sparsity of each layer" in _page(report).text()
     points = samples.comparison().model_dump(mode="json")["points"][:1]
     for measured in points[0]["measurements"]:
