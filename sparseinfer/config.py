@@ -192,6 +192,12 @@ class SparsityRecord(_Record):
             raise ValueError("shift and input_relu go with relu only")
         return self
 
+    @model_validator(mode="after")
+    def _rules_go_together(self) -> SparsityRecord:
+        if self.sketch_bits is not None and set(self.input_thresholds) & {"gate", "up", "down"}:
+            raise ValueError("a sketch goes with no thresholds on inputs of gate, up or down")
+        return self
+
     @property
     def changes_relu(self) -> bool:
         """Whether what is computed is neither plain ReLU nor any other activation alone."""

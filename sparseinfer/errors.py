@@ -6,6 +6,8 @@ the message alone and exits with status 2; the server answers with a 4xx that ca
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SparseInferError(Exception):
     """Base of all errors that sparseinfer raises on purpose."""
@@ -41,3 +43,19 @@ class PromptError(SparseInferError):
 
 class NumericalError(SparseInferError):
     """A model that computes NaN: its weights or thresholds are broken."""
+
+
+class PredictorError(SparseInferError):
+    """A predictor, or captured data for one, that is damaged or belongs to another model."""
+
+
+class RecallError(PredictorError):
+    """Layers whose predictor lets nearly everything through at the recall that was asked for.
+
+    Attributes:
+        layers: what was reached in each layer (`predictors.records.LayerRecord`).
+    """
+
+    def __init__(self, message: str, layers: tuple[Any, ...]) -> None:
+        super().__init__(message)
+        self.layers = layers

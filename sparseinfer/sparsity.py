@@ -269,11 +269,29 @@ def calibrated_sparsities(
     Args:
         reads: as in `expected_sparsities`.
     """
-    density = {
+    density = _input_density(record)
+    return expected_sparsities(config, formats, record.layer_sparsity, density, reads)
+
+
+def calibrated_bytes(
+    config: ModelConfig,
+    formats: WeightFormats,
+    record: CalibrationRecord,
+    reads: CandidateReads | None = None,
+) -> ByteCounts:
+    """Bytes of one decode step behind `calibrated_sparsities`."""
+    density, inputs = [1 - s for s in record.layer_sparsity], _input_density(record)
+    gate, down = density if reads else None, inputs.get("down", density)
+    return bytes_per_token(
+        config, formats, density, down, inputs=inputs, gate_density=gate, reads=reads
+    )
+
+
+def _input_density(record: CalibrationRecord) -> dict[str, list[float]]:
+    return {
         name: [1 - sparsity for sparsity in layers]
         for name, layers in record.input_sparsity.items()
     }
-    return expected_sparsities(config, formats, record.layer_sparsity, density, reads)
 
 
 def _summary(

@@ -21,7 +21,7 @@ from sparseinfer.bench.settings import WEIGHTS, Target, check_targets, check_wei
 from sparseinfer.bench.shapes import named_shape
 from sparseinfer.bench.spread import Spread, ratios
 from sparseinfer.checkpoint import Checkpoint
-from sparseinfer.engine.model import check_threads, usable_threads
+from sparseinfer.engine.settings import check_threads, usable_threads
 from sparseinfer.errors import ConfigError, NumericalError
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.bandwidth import read_bandwidth

@@ -20,7 +20,7 @@ from sparseinfer.bench.protocol import Progress
 from sparseinfer.bench.quality import measure_perplexity
 from sparseinfer.bench.settings import BenchSettings
 from sparseinfer.bench.subject import Subject, find_source, make_subject
-from sparseinfer.engine.model import check_threads, usable_threads
+from sparseinfer.engine.settings import check_threads, usable_threads
 from sparseinfer.errors import ConfigError
 from sparseinfer.machine import hardware, versions
 

@@ -1,6 +1,7 @@
 """Puts the subcommands together and turns every failure into one line and an exit status.
 
-Status 0: done; 2: a mistake that the message explains; 130: interrupted.
+Status 0: done; 2: a mistake that the message explains; 3: `train-predictor` missed its target; 130:
+interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from sparseinfer.cli.bench import bench
+from sparseinfer.cli.capture import capture
 from sparseinfer.cli.compare import compare
 from sparseinfer.cli.convert import convert
 from sparseinfer.cli.demo import demo
@@ -24,6 +26,7 @@ from sparseinfer.cli.generate import generate
 from sparseinfer.cli.inspect import inspect
 from sparseinfer.cli.pack import pack
 from sparseinfer.cli.serve import serve
+from sparseinfer.cli.train_predictor import train_predictor
 from sparseinfer.errors import SparseInferError
 
 app = typer.Typer(
@@ -36,6 +39,8 @@ app = typer.Typer(
 )
 app.command()(convert)
 app.command()(compare)
+app.command()(capture)
+app.command(name="train-predictor")(train_predictor)
 app.command()(pack)
 app.command()(generate)
 app.command(name="eval")(evaluate)

@@ -57,7 +57,8 @@ def demo(
         sparseinfer demo --report demo-report
     """
     from sparseinfer.checkpoint import Checkpoint
-    from sparseinfer.engine.model import Model, check_threads
+    from sparseinfer.engine import Model
+    from sparseinfer.engine.settings import check_threads
     from sparseinfer.eval import evaluate
     from sparseinfer.report import check_folder, write
     from sparseinfer.sources import resolve_model

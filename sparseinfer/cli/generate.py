@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from sparseinfer.cli.console import (
     HUGE_PAGES_HELP,
     JSON_HELP,
     MODEL_HELP,
+    PREDICTOR_HELP,
     THREADS_HELP,
     WEIGHTS_HELP,
     percent,
@@ -40,6 +42,7 @@ def generate(
     weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
     huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
+    predictor: Annotated[Path | None, typer.Option(help=PREDICTOR_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Generate text, printed as it comes.
@@ -49,6 +52,8 @@ def generate(
         sparseinfer generate smollm2-135m "The capital of France is" --stats
 
         sparseinfer generate ./smollm2-135m-chess - < prompt.txt
+
+        sparseinfer generate ./smollm2-135m-relu "Once" --predictor ./smollm2-135m-relu-lowrank
     """
     from sparseinfer.engine import Sampling, load
     from sparseinfer.errors import PromptError
@@ -57,7 +62,9 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     text = _read_prompt(prompt)
-    loaded = load(model, weights=weights, threads=threads, huge_pages=huge_pages)
+    loaded = load(
+        model, weights=weights, threads=threads, huge_pages=huge_pages, predictor=predictor
+    )
     tokenizer = load_tokenizer(loaded.path)
     if chat or (chat is None and tokenizer.has_chat_template):
         ids = tokenizer.encode_chat([{"role": "user", "content": text}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from sparseinfer.cli.console import (
     HUGE_PAGES_HELP,
     MODEL_HELP,
+    PREDICTOR_HELP,
     THREADS_HELP,
     WEIGHTS_HELP,
     print_json,
@@ -22,6 +24,7 @@ def serve(
     weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
     huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
+    predictor: Annotated[Path | None, typer.Option(help=PREDICTOR_HELP)] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="When ready, print one JSON object with the URL.")
     ] = False,
@@ -32,7 +35,8 @@ def serve(
 
         sparseinfer serve ./smollm2-135m-chess --port 8000
     """
-    from sparseinfer.engine.model import Model, check_threads
+    from sparseinfer.engine import Model
+    from sparseinfer.engine.settings import check_threads
     from sparseinfer.formats import import_dtype
     from sparseinfer.packed import open_model
     from sparseinfer.serve import create_app, run_server
@@ -43,7 +47,11 @@ def serve(
     resolved = resolve_model(model, dtype=import_dtype(weights))
     name = resolved.name
     loaded = Model(
-        open_model(resolved.path), weights=weights, threads=threads, huge_pages=huge_pages
+        open_model(resolved.path),
+        weights=weights,
+        threads=threads,
+        huge_pages=huge_pages,
+        predictor=predictor,
     )
     tokenizer = load_tokenizer(loaded.path)
 

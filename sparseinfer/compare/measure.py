@@ -12,7 +12,7 @@ from sparseinfer.compare.scores import WindowScore, gate_first
 from sparseinfer.compare.store import Store
 from sparseinfer.convert.masks import Masks
 from sparseinfer.engine import Model
-from sparseinfer.engine.model import Phase
+from sparseinfer.engine.settings import Phase
 from sparseinfer.eval.perplexity import measure
 from sparseinfer.eval.probe import use_masks
 from sparseinfer.eval.windows import Window

@@ -21,7 +21,7 @@ from sparseinfer.convert.curve import LayerCurve
 from sparseinfer.convert.masks import Masks
 from sparseinfer.convert.options import check_seed
 from sparseinfer.engine import Model
-from sparseinfer.engine.model import check_threads
+from sparseinfer.engine.settings import check_threads
 from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.eval.evaluate import DEFAULT_TOKENS, choose_context
 from sparseinfer.eval.provenance import TASK_PACKAGES, Stopwatch, model_facts, provenance

@@ -1,12 +1,15 @@
 """Runs a model: token ids in, token ids and logits out. Knows no text.
 
 Reading order: `rope`, `cache`, `counts`, `cpu` (the runner), `reference` (the one without native
-kernels), `runner` (which of them), `sampling`, `generation` (the decode loop), `batch`, `model`
-(`load` and the public `Model`). Weights come from `sparseinfer.packed`.
+kernels), `runner` (which of them), `settings` and `prompt` (what is checked first), `passes`
+(tokens through a runner, counted), `sampling`, `generation` (the decode loop), `batch`, `rules`
+(what may change while a model is in memory), `predictor` (one from disk), `model` (the public
+`Model`) and `loading` (`load`). Weights come from `sparseinfer.packed`.
 """
 
 from sparseinfer.engine.generation import Generation
-from sparseinfer.engine.model import Model, load
+from sparseinfer.engine.loading import load
+from sparseinfer.engine.model import Model
 from sparseinfer.engine.sampling import GREEDY, Sampling
 
 __all__ = ["GREEDY", "Generation", "Model", "Sampling", "load"]

@@ -10,7 +10,7 @@ from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import SparsityRecord
 from sparseinfer.engine import Model
-from sparseinfer.engine.model import Phase, check_threads
+from sparseinfer.engine.settings import Phase, check_threads
 from sparseinfer.errors import ConfigError
 from sparseinfer.eval.comparison import Comparison, compare
 from sparseinfer.eval.firing import DEFAULT_TOKENS as FIRING_TOKENS

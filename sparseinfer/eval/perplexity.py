@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from sparseinfer.checkpoint.layout import Progress
-from sparseinfer.engine.model import Phase
+from sparseinfer.engine.settings import Phase
 from sparseinfer.errors import NumericalError
 from sparseinfer.eval.windows import Window
 

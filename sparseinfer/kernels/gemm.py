@@ -83,6 +83,16 @@ class Gemm:
         self.dtype = _DTYPES[math]
         """Type of operands and results."""
         self._scratch = Scratch()
+        self._exact: Gemm | None = None
+
+    @property
+    def exact(self) -> Gemm:
+        """The same with fp32 arithmetic."""
+        if self.math == "fp32":
+            return self
+        if self._exact is None:
+            self._exact = Gemm("fp32", self.pool, self.isa)
+        return self._exact
 
     def operand(self, x: Tensor, name: str = "") -> Tensor:
         """Activations [T, K] fp32 as the products take them; valid until `name` is used again."""

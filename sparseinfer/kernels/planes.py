@@ -84,11 +84,8 @@ class PlaneMatrix:
         rows, columns = matrix.shape
         high = torch.empty(rows, high_bytes(columns), dtype=torch.uint8) if high is None else high
         low = torch.empty(rows, low_bytes(columns), dtype=torch.uint8) if low is None else low
-        scales = 2 * scales_per_row(columns)
-        codes = matrix.data[:, scales:] ^ 128  # unsigned: code + 128 = 16 (high + 8) + low
-        high[:, :scales] = matrix.data[:, :scales]
-        high[:, scales:] = pack_int4(codes >> 4)
-        low.copy_(pack_int4(codes & 15))
+        fill_high(matrix, high)
+        fill_low(matrix, low)
         return cls(high, low, columns)
 
     @property
@@ -138,9 +135,38 @@ class PlaneMatrix:
 
     def sketch_float(self, begin: int = 0, end: int | None = None) -> Tensor:
         """As `float`, of the high plane alone."""
+        return self.from_high(self.high_matrix(begin, end).float(), begin)
+
+    def high_matrix(self, begin: int = 0, end: int | None = None) -> Matrix:
+        """A view of the high plane's rows begin..end-1: an int4 matrix of scale * high."""
+        return Matrix("int4", self.high[begin:end], self.columns)
+
+    def from_high(self, weights: Tensor, begin: int = 0) -> Tensor:
+        """Turns `high_matrix` from row begin on, fp32 [N, K], into the sketch, in place and without
+        rounding: no product has more bits than fp32."""
         groups = scales_per_row(self.columns)
-        high = self.high[begin:end]
-        scales = high[:, : 2 * groups].contiguous().view(torch.float16).float()
-        codes = unpack_int4(high[:, 2 * groups :], groups * GROUP).float()
-        weights = (codes.view(len(high), groups, GROUP) - 8) * 16 + MEAN_LOW
-        return (weights * scales[:, :, None]).flatten(1)[:, : self.columns]
+        rows = self.high[begin : begin + len(weights), : 2 * groups]
+        mean = rows.contiguous().view(torch.float16).float().mul_(MEAN_LOW)
+        whole = self.columns // GROUP
+        split = whole * GROUP
+        sketch = weights.mul_(16)
+        sketch[:, :split].unflatten(1, (whole, GROUP)).add_(mean[:, :whole, None])
+        sketch[:, split:].add_(mean[:, whole : whole + 1])
+        return sketch
+
+
+def fill_high(matrix: Matrix, high: Tensor) -> None:
+    """Writes the high plane of an int8 matrix to uint8 [N, high_bytes(K)]."""
+    scales = 2 * scales_per_row(matrix.columns)
+    high[:, :scales] = matrix.data[:, :scales]
+    high[:, scales:] = pack_int4(_unsigned(matrix) >> 4)
+
+
+def fill_low(matrix: Matrix, low: Tensor) -> None:
+    """Writes the low plane of an int8 matrix to uint8 [N, low_bytes(K)]."""
+    low.copy_(pack_int4(_unsigned(matrix) & 15))
+
+
+def _unsigned(matrix: Matrix) -> Tensor:
+    """Codes + 128 = 16 (high + 8) + low."""
+    return matrix.data[:, 2 * scales_per_row(matrix.columns) :] ^ 128

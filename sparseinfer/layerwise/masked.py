@@ -59,8 +59,15 @@ class FfnPass(NamedTuple):
     """fp32 [T, I]: the input of down, 0 where a neuron did not count."""
     kept: Tensor
     """fp32 [T, H]: the output, without bias."""
-    dropped: Tensor
-    """fp32 [T, H]: what the output without any mask has more, at the same input."""
+    lost: Callable[[], Tensor]
+    """Computes `dropped`."""
+    x: Tensor
+    """fp32 [T, H]: the input."""
+
+    @property
+    def dropped(self) -> Tensor:
+        """fp32 [T, H]: what the output without any mask has more, at the same input."""
+        return self.lost()
 
 
 @contextmanager
@@ -129,11 +136,15 @@ class _Ffn:
         keep = self._keep(a)
         h = _over(torch.where(keep, a * u, 0.0), self._inputs.get("down"))
         active = h != 0 if "down" in self._inputs else keep
-        whole = a * u
-        if "gate" in self._inputs or "up" in self._inputs:
-            whole = self._activated_gate(rows) * self._activated_up(rows)
         kept = linear(h, self._down.weight)
-        self._watch(FfnPass(active, h, kept, linear(whole - h, self._down.weight)))
+
+        def lost() -> Tensor:
+            whole = a * u
+            if "gate" in self._inputs or "up" in self._inputs:
+                whole = self._activated_gate(rows) * self._activated_up(rows)
+            return linear(whole - h, self._down.weight)
+
+        self._watch(FfnPass(active, h, kept, lost, rows))
         y = kept if self._down.bias is None else kept + self._down.bias
         return y.view(x.shape)
 

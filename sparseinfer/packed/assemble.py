@@ -13,7 +13,10 @@ from sparseinfer.errors import CheckpointError
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.gated_ffn import FfnWeights
 from sparseinfer.kernels.matrix import Format, Matrix
+from sparseinfer.kernels.planes import PlaneMatrix
 from sparseinfer.kernels.projection import AttentionProjections, Projection
+from sparseinfer.kernels.sketch import Sketch
+from sparseinfer.kernels.sketch.matrix import SketchMatrix
 from sparseinfer.packed.layout import TORCH_DTYPES, Stored, layer_name, layouts, stored_tensors
 from sparseinfer.packed.weights import LayerWeights, Weights, split_rows
 
@@ -78,14 +81,16 @@ class _Assembly:
         self._where = where
         self._record = record
         self._expected = stored_tensors(config, formats, record, by_input)
-        self._layouts = layouts(record, by_input)
+        self._layouts = layouts(record, formats.layers, by_input)
 
-    def matrices(self, name: str, columns: int, format: Format, count: int = 1) -> list[Matrix]:
+    def matrices(self, name: str, columns: int, format: Format) -> list[Matrix]:
         """The matrices that lie side by side in the rows of one stored tensor."""
-        data = self._tensor(name)
-        width = self._expected[name].row_elements // count
-        starts = range(0, count * width, width)
-        return [Matrix(format, data[:, start : start + width], columns) for start in starts]
+        return [Matrix(format, part, columns) for part in self._parts(name)]
+
+    def _parts(self, name: str) -> list[Tensor]:
+        """What lies side by side in the rows of one stored tensor."""
+        stored = self._expected[name]
+        return list(self._tensor(name)[:, : stored.row_elements].split(stored.parts, 1))
 
     def vector(self, name: str) -> Tensor:
         copy = self._tensor(name).clone()
@@ -165,21 +170,14 @@ class _Assembly:
 
     def _ffn(self, layer: int, hidden: int) -> FfnWeights:
         config, record, kinds = self._config, self._record, self._layouts
-        inner, format = config.intermediate_size, self._format
-        gate_by_input = kinds["ffn.gate"] == "input-major"
-        gate_columns = inner if gate_by_input else hidden
-        if "ffn.up_down" in kinds:
-            name = layer_name(layer, "ffn.up_down")
-            up, down = self.matrices(name, hidden, format, count=2)
-        else:
-            up = self.matrices(layer_name(layer, "ffn.up"), inner, format)[0]
-            down = self.matrices(layer_name(layer, "ffn.down"), hidden, format)[0]
+        inner = config.intermediate_size
+        gate, up, down = self._ffn_matrices(layer, hidden)
         gate_bias = self._optional(layer, "ffn.gate_bias")
         if record is not None and record.shift != 0:
             gate_bias = (torch.zeros(inner) if gate_bias is None else gate_bias) - record.shift
         stored = record is not None and record.has_thresholds
         return FfnWeights(
-            gate=self.matrices(layer_name(layer, "ffn.gate"), gate_columns, format)[0],
+            gate=gate,
             up=up,
             down=down,
             threshold=self._threshold(layer, "ffn.threshold") if stored else torch.zeros(inner),
@@ -188,7 +186,39 @@ class _Assembly:
             gate_bias=gate_bias,
             up_bias=self._optional(layer, "ffn.up_bias"),
             down_bias=self._optional(layer, "ffn.down_bias"),
-            gate_by_input=gate_by_input,
+            gate_by_input=kinds.get("ffn.gate") == "input-major",
             up_by_input="ffn.up" in kinds,
             top_k=record.top_k if record is not None else None,
+            sketch=self._sketch(layer, gate, up),
         )
+
+    def _ffn_matrices(
+        self, layer: int, hidden: int
+    ) -> tuple[Matrix | PlaneMatrix, Matrix | PlaneMatrix, Matrix]:
+        """Gate, up and down."""
+        kinds, format = self._layouts, self._format
+        inner = self._config.intermediate_size
+        if "ffn.high" in kinds:
+            high = self._parts(layer_name(layer, "ffn.high"))
+            *low, down = self._parts(layer_name(layer, "ffn.low"))
+            gate, up = (PlaneMatrix(*planes, hidden) for planes in zip(high, low, strict=True))
+            return gate, up, Matrix(format, down, hidden)
+        columns = inner if kinds["ffn.gate"] == "input-major" else hidden
+        gate = self.matrices(layer_name(layer, "ffn.gate"), columns, format)[0]
+        if "ffn.up_down" in kinds:
+            up, down = self.matrices(layer_name(layer, "ffn.up_down"), hidden, format)
+            return gate, up, down
+        up = self.matrices(layer_name(layer, "ffn.up"), inner, format)[0]
+        return gate, up, self.matrices(layer_name(layer, "ffn.down"), hidden, format)[0]
+
+    def _sketch(
+        self, layer: int, gate: Matrix | PlaneMatrix, up: Matrix | PlaneMatrix
+    ) -> Sketch | None:
+        if isinstance(gate, PlaneMatrix) and isinstance(up, PlaneMatrix):
+            return Sketch(gate, up)
+        if "ffn.sketch" not in self._layouts:
+            return None
+        assert self._record is not None  # which says that there is one
+        bits = self._record.sketch_bits or 0
+        parts = self._parts(layer_name(layer, "ffn.sketch"))
+        return Sketch(*(SketchMatrix(part, gate.columns, bits) for part in parts))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from sparseinfer import arch
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import CheckpointError
 from sparseinfer.formats import WeightFormats
-from sparseinfer.kernels.matrix import Format
+from sparseinfer.kernels.matrix import Format, Matrix
+from sparseinfer.kernels.planes import fill_high, fill_low
 from sparseinfer.kernels.quantize import quantize
+from sparseinfer.kernels.sketch.matrix import sketch_matrix
 from sparseinfer.packed.layout import Stored, layouts, split_layer_name, stored_tensors
 
 
@@ -31,10 +34,11 @@ class Builder:
 
         Raises:
             CheckpointError: thresholds that do not fit the weights.
+            ConfigError: as `layouts`.
         """
         self._thresholds = checkpoint.thresholds()
         self._input_thresholds = checkpoint.input_thresholds()
-        self._layouts = layouts(checkpoint.record, by_input)
+        self._layouts = layouts(checkpoint.record, formats.layers, by_input)
         self.tensors: dict[str, Stored] = stored_tensors(
             checkpoint.config, formats, checkpoint.record, by_input
         )
@@ -77,9 +81,19 @@ class Builder:
                 rows = out[:, : stored.row_elements]
                 self._matrix(rows, arch.ffn_name(layer, "down"), format, transposed=True)
             case "ffn.up_down":
-                width = stored.row_elements // 2
-                self._matrix(out[:, :width], arch.ffn_name(layer, "up"), format)
-                down = out[:, width : 2 * width]
+                up, down = _parts(out, stored)
+                self._matrix(up, arch.ffn_name(layer, "up"), format)
+                self._matrix(down, arch.ffn_name(layer, "down"), format, transposed=True)
+            case "ffn.sketch":
+                for side, rows in zip(("gate", "up"), _parts(out, stored), strict=True):
+                    self._sketch(rows, arch.ffn_name(layer, side), format)
+            case "ffn.high":
+                for side, rows in zip(("gate", "up"), _parts(out, stored), strict=True):
+                    fill_high(self._quantized(arch.ffn_name(layer, side), format), rows)
+            case "ffn.low":
+                *planes, down = _parts(out, stored)
+                for side, rows in zip(("gate", "up"), planes, strict=True):
+                    fill_low(self._quantized(arch.ffn_name(layer, side), format), rows)
                 self._matrix(down, arch.ffn_name(layer, "down"), format, transposed=True)
             case "input_norm":
                 self._vector(out, [arch.norm_name(layer, "input")])
@@ -117,9 +131,29 @@ class Builder:
         )
 
     def _matrix(self, out: Tensor, name: str, format: Format, *, transposed: bool = False) -> None:
+        self._quantized(name, format, out, transposed=transposed)
+
+    def _quantized(
+        self, name: str, format: Format, out: Tensor | None = None, *, transposed: bool = False
+    ) -> Matrix:
         weight = self._read(name)
+        with self._naming(name):
+            return quantize(weight.T.contiguous() if transposed else weight, format, out)
+
+    def _sketch(self, out: Tensor, name: str, format: Format) -> None:
+        """Of the values that are computed with, fp32 or bf16."""
+        record = self._checkpoint.record
+        assert record is not None  # else nothing is sketched
+        assert record.sketch_bits is not None
+        matrix = self._quantized(name, format)
+        with self._naming(name):
+            sketch_matrix(matrix.data, record.sketch_bits, out)
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Values that cannot be stored are the checkpoint's fault: says where they are."""
         try:
-            quantize(weight.T.contiguous() if transposed else weight, format, out)
+            yield
         except ValueError as error:
             where = self._checkpoint.tensors[name].file
             raise CheckpointError(f"{where}: tensor {name}: {error}") from error
@@ -129,3 +163,8 @@ class Builder:
 
     def _read(self, name: str) -> Tensor:
         return next(tensor for _, tensor in self._checkpoint.read([name]))
+
+
+def _parts(out: Tensor, stored: Stored) -> list[Tensor]:
+    """Views of what lies side by side in the rows of a tensor."""
+    return list(out[:, : stored.row_elements].split(stored.parts, 1))

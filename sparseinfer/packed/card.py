@@ -25,6 +25,7 @@ def packed_card(name: str, source: str, header: Header) -> str:
             f"- attention and FFN matrices: {formats.layers}",
             f"- embedding and head: {formats.head}",
             "- norms and biases: fp32",
+            *_sketch_line(header),
             f"- packed version: {PACKED_VERSION}",
             "",
             "Only sparseinfer runs it:",
@@ -36,3 +37,11 @@ def packed_card(name: str, source: str, header: Header) -> str:
             "",
         ]
     )
+
+
+def _sketch_line(header: Header) -> list[str]:
+    bits = None if header.record is None else header.record.sketch_bits
+    if bits is None:
+        return []
+    where = "their high plane" if header.formats.layers == "int8" else "a copy beside them"
+    return [f"- gate and up are sketched in {bits} bits: {where}"]

@@ -66,7 +66,10 @@ def from_metadata(metadata: dict[str, str], path: Path) -> Header:
         header = Header.model_validate_json(metadata.get(CONTENT, ""), strict=True)
     except (ValidationError, ConfigError) as error:
         raise CheckpointError(f"{path}: bad header: {_first(error)}") from error
-    expected = layouts(header.record)
+    try:
+        expected = layouts(header.record, header.formats.layers)
+    except ConfigError as error:
+        raise UnsupportedError(f"{path}: {error}") from error
     for kind, layout in header.layouts.items():
         if expected.get(kind) != layout:
             raise UnsupportedError(

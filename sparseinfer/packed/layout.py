@@ -5,9 +5,13 @@ multiple of 64 bytes per row where that costs little. `layouts` names how rows a
 
 * rows: [N, row], one row of outputs after the other (of down: one row of a neuron);
 * bundle: [I, up row | down row], what a neuron needs beyond its gate side by side;
-* input-major: [K, row], one row for each input, for projections with thresholds on their inputs.
+* input-major: [K, row], one row for each input, for projections with thresholds on their inputs;
+* sketch: [I, gate row | up row] of low-bit copies (`kernels.sketch`), which stand beside the
+  matrices of a model that is sketched;
+* bitplane: where such a model is int8, the planes (`kernels.planes`) of gate and up in place of
+  those: ffn.high [I, gate row | up row], and ffn.low [I, gate row | up row | int8 row of down].
 
-`bitplane` is a name for a layout to come; what `layouts` does not give is refused.
+What `layouts` does not give is refused.
 """
 
 from __future__ import annotations
@@ -19,8 +23,12 @@ from typing import Literal
 import torch
 
 from sparseinfer.config import ModelConfig, SparsityRecord
+from sparseinfer.errors import ConfigError
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.matrix import Format, row_bytes
+from sparseinfer.kernels.planes import high_bytes, low_bytes
+from sparseinfer.kernels.sketch import check_sketch
+from sparseinfer.kernels.sketch.matrix import row_bytes as sketch_row_bytes
 
 PACKED = "packed.safetensors"
 PACKED_VERSION = 1
@@ -34,9 +42,7 @@ PAGE = 4096
 _MOST_PADDING = 0.02
 """Rows are padded only where that makes the matrix at most this much larger."""
 
-Layout = Literal["rows", "bundle", "input-major"]
-
-PARTS_PER_ROW: dict[Layout, int] = {"rows": 1, "bundle": 2, "input-major": 1}
+Layout = Literal["rows", "bundle", "input-major", "sketch", "bitplane"]
 
 _STORED_AS: dict[Format, str] = {"fp32": "F32", "bf16": "BF16", "int8": "U8", "int4": "U8"}
 
@@ -58,6 +64,8 @@ class Stored:
     dtype: str
     shape: tuple[int, ...]
     row_elements: int
+    parts: tuple[int, ...] = ()
+    """Elements of what lies side by side in a row, in order; empty for vectors."""
 
     @property
     def nbytes(self) -> int:
@@ -68,15 +76,39 @@ class Stored:
         return count
 
 
-def layouts(record: SparsityRecord | None, by_input: Collection[str] = ()) -> dict[str, Layout]:
+def check_record(record: SparsityRecord | None, format: Format) -> None:
+    """Raises ConfigError, with the reason, unless layers of a format can be stored so that this
+    conversion (None: dense) runs on them."""
+    if record is None or record.sketch_bits is None:
+        return
+    try:
+        check_sketch(record.sketch_bits, format)
+    except ValueError as error:
+        raise ConfigError(
+            f"{format} weights do not go with this model, which is converted to {record.mask}: "
+            f"{error}; give it other --weights, or convert its parent with another --act"
+        ) from error
+
+
+def layouts(
+    record: SparsityRecord | None, format: Format, by_input: Collection[str] = ()
+) -> dict[str, Layout]:
     """Kind of matrix -> how it is stored, for a model of this conversion (None: dense).
 
     Projections with thresholds on their inputs are stored by input, and then apart from those that
     they share rows with otherwise. Down is stored by its inputs in any case.
 
     Args:
+        format: of the layers.
         by_input: further projections to store by input; in memory only, artifacts have none.
+
+    Raises:
+        ConfigError: as `check_record`, or a sketched model whose FFN is to be stored by input.
     """
+    check_record(record, format)
+    sketched = record is not None and record.sketch_bits is not None
+    if sketched and set(by_input) & {"gate", "up"}:
+        raise ConfigError("a model with a sketch has gate and up by neuron, never by input")
     sparse = set(by_input) | set(record.input_thresholds if record is not None else ())
 
     def layout(projection: str) -> Layout:
@@ -85,7 +117,13 @@ def layouts(record: SparsityRecord | None, by_input: Collection[str] = ()) -> di
     found: dict[str, Layout] = {"embedding": "rows", "head": "rows"}
     together = ("q", "k", "v")
     found |= {one: layout(one) for one in together} if sparse & set(together) else {"qkv": "rows"}
-    found |= {"o": layout("o"), "ffn.gate": layout("gate")}
+    found["o"] = layout("o")
+    if sketched and format == "int8":
+        found |= {"ffn.high": "bitplane", "ffn.low": "bitplane"}
+        return found
+    if sketched:
+        found["ffn.sketch"] = "sketch"
+    found["ffn.gate"] = layout("gate")
     if "up" in sparse:
         found |= {"ffn.up": "input-major", "ffn.down": "rows"}
     else:
@@ -94,9 +132,9 @@ def layouts(record: SparsityRecord | None, by_input: Collection[str] = ()) -> di
 
 
 def layer_name(layer: int, part: str) -> str:
-    """`part`: input_norm | qkv, or q | k | v | qkv_bias | o | o_bias | ffn_norm | ffn.gate |
-    ffn.up_down, or ffn.up | ffn.down | ffn.threshold | ffn.gate_bias | ffn.up_bias |
-    ffn.down_bias | input_threshold.P."""
+    """`part`: input_norm | qkv, or q | k | v | qkv_bias | o | o_bias | ffn_norm | ffn.sketch |
+    ffn.gate | ffn.up_down, or ffn.up | ffn.down | ffn.high | ffn.low, in place of those |
+    ffn.threshold | ffn.gate_bias | ffn.up_bias | ffn.down_bias | input_threshold.P."""
     return f"layers.{layer}.{part}"
 
 
@@ -117,20 +155,28 @@ def stored_tensors(
     Args:
         record: says which thresholds the model has; others are not stored.
         by_input: as in `layouts`.
+
+    Raises:
+        ConfigError: as `layouts`.
     """
     found: dict[str, Stored] = {}
-    kinds = layouts(record, by_input)
+    kinds = layouts(record, formats.layers, by_input)
 
     def vector(name: str, length: int) -> None:
         found[name] = Stored(name, "F32", (length,), length)
 
+    def beside(name: str, rows: int, dtype: str, *widths: int) -> None:
+        """Parts of so many bytes side by side in each row."""
+        size = TORCH_DTYPES[dtype].itemsize
+        parts = tuple(width // size for width in widths)
+        stride = _stride(sum(widths)) // size
+        found[name] = Stored(name, dtype, (rows, stride), sum(parts), parts)
+
     def matrix(name: str, kind: str, rows: int, columns: int, format: Format) -> None:
         if kinds[kind] == "input-major":
             rows, columns = columns, rows
-        dtype = _STORED_AS[format]
-        size = TORCH_DTYPES[dtype].itemsize
-        row = PARTS_PER_ROW[kinds[kind]] * row_bytes(format, columns)
-        found[name] = Stored(name, dtype, (rows, _stride(row) // size), row // size)
+        count = 2 if kinds[kind] == "bundle" else 1
+        beside(name, rows, _STORED_AS[format], *[row_bytes(format, columns)] * count)
 
     hidden, inner = config.hidden_size, config.intermediate_size
     q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -158,8 +204,14 @@ def stored_tensors(
             vector(name("ffn.gate_bias"), inner)
             vector(name("ffn.up_bias"), inner)
             vector(name("ffn.down_bias"), hidden)
-        matrix(name("ffn.gate"), "ffn.gate", inner, hidden, formats.layers)
-        for part in ("ffn.up_down", "ffn.up", "ffn.down"):
+        if record is not None and "ffn.sketch" in kinds:
+            sketch = sketch_row_bytes(record.sketch_bits or 0, hidden)
+            beside(name("ffn.sketch"), inner, "U8", sketch, sketch)
+        if "ffn.high" in kinds:
+            high, low = high_bytes(hidden), low_bytes(hidden)
+            beside(name("ffn.high"), inner, "U8", high, high)
+            beside(name("ffn.low"), inner, "U8", low, low, row_bytes("int8", hidden))
+        for part in ("ffn.gate", "ffn.up_down", "ffn.up", "ffn.down"):
             if part in kinds:
                 matrix(name(part), part, inner, hidden, formats.layers)
     vector("final_norm", hidden)

@@ -31,6 +31,7 @@ def pack(
     Raises:
         CheckpointError: NaN or Inf weights, values that a format cannot hold, or thresholds that
             do not fit.
+        ConfigError: a format or layout that does not go with the checkpoint's conversion.
         MemoryError: the system refuses that much memory.
     """
     builder = Builder(checkpoint, formats, by_input)

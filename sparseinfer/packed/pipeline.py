@@ -11,7 +11,7 @@ from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.errors import CheckpointError, UnsupportedError
 from sparseinfer.formats import WeightFormats, import_dtype
-from sparseinfer.packed.layout import PACKED
+from sparseinfer.packed.layout import PACKED, check_record
 from sparseinfer.packed.reader import is_packed
 from sparseinfer.packed.writer import write_packed
 from sparseinfer.sources import ResolvedModel, resolve_model
@@ -64,6 +64,7 @@ def pack_model(
         target, resolved.path, force=force, kind="a packed artifact", is_kind=is_packed
     )
     checkpoint = Checkpoint.open(resolved.path)
+    check_record(checkpoint.record, formats.layers)
     write_packed(
         checkpoint,
         target,

@@ -19,6 +19,8 @@ from sparseinfer.config import ModelConfig, ParentRecord, SparsityRecord
 from sparseinfer.errors import CheckpointError
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.matrix import Matrix
+from sparseinfer.kernels.planes import PlaneMatrix
+from sparseinfer.kernels.sketch.matrix import SketchMatrix
 from sparseinfer.packed.assemble import assemble, view
 from sparseinfer.packed.container import Container, Placed, read_header
 from sparseinfer.packed.header import DATA_HASH, Header, from_metadata
@@ -95,8 +97,11 @@ class Packed:
         """Size of the data, padding included."""
         return self.container.data_size
 
-    def weights(self, *, huge_pages: bool = False) -> Weights:
+    def weights(self, *, huge_pages: bool = False, predicted: bool = False) -> Weights:
         """The weights, mapped from the file, or copied to memory in huge pages.
+
+        Args:
+            predicted: whether a predictor will choose which rows of gate are read.
 
         Raises:
             CheckpointError: a file that cannot be read, or broken norms, biases or thresholds.
@@ -106,7 +111,7 @@ class Packed:
             memory, base = copied(self.file, self.container.data_begin, self.weight_bytes), 0
         else:
             base = self.container.data_begin
-            scattered = [(base + one.begin, base + one.end) for one in self._scattered()]
+            scattered = [(base + one.begin, base + one.end) for one in self._scattered(predicted)]
             memory = mapped(self.file, base + self.weight_bytes, scattered)
         placed = self.container.tensors
 
@@ -115,13 +120,17 @@ class Packed:
 
         return assemble(self.config, self.formats, tensor, self.file, self.record)
 
-    def _scattered(self) -> list[Placed]:
+    def _scattered(self, predicted: bool) -> list[Placed]:
         """What a token reads only a few rows of: the embedding where it is not the head too, and in
-        a model whose neurons rest, the rows of up and down and what is stored by input."""
+        a model whose neurons rest, the rows of up and down, what is stored by input, and where
+        neurons are chosen before their gates are read, the rows of gate."""
         names = [] if self.config.tied_embeddings else ["embedding"]
-        if self.record is not None or self.config.phi != "silu":
-            kinds = {kind for kind, one in layouts(self.record).items() if one == "input-major"}
-            kinds |= {"ffn.up_down", "ffn.down"} & layouts(self.record).keys()
+        if self.record is not None or self.config.phi != "silu" or predicted:
+            stored = layouts(self.record, self.formats.layers)
+            kinds = {kind for kind, one in stored.items() if one == "input-major"}
+            kinds |= {"ffn.up_down", "ffn.down", "ffn.low"} & stored.keys()
+            if predicted or "ffn.sketch" in stored:
+                kinds |= {"ffn.gate"} & stored.keys()
             layers = range(self.config.num_layers)
             names += [layer_name(layer, kind) for layer in layers for kind in sorted(kinds)]
         return [self.container.tensors[name] for name in names]
@@ -162,9 +171,15 @@ class Packed:
                 "it again"
             )
         weights = self.weights()
-        matrices = {"embedding": weights.embedding, "head": weights.head}
+        matrices: dict[str, Matrix | PlaneMatrix | SketchMatrix] = {
+            "embedding": weights.embedding,
+            "head": weights.head,
+        }
         for index, layer in enumerate(weights.layers):
             matrices |= {f"layer {index}, {name}": one for name, one in layer.matrices.items()}
+            if (sketch := layer.ffn.sketch) is not None and "ffn.sketch" in self.header.layouts:
+                sides = {"gate": sketch.gate, "up": sketch.up}
+                matrices |= {f"layer {index}, sketch of {side}": one for side, one in sides.items()}
         for count, (name, matrix) in enumerate(matrices.items(), start=1):
             if not _is_finite(matrix):
                 raise CheckpointError(f"{self.file}: {name} holds NaN or Inf; pack the model again")
@@ -203,7 +218,9 @@ def _check_tensors(header: Header, container: Container, path: Path) -> None:
             raise CheckpointError(f"{path}: tensor {name} is not aligned; pack the model again")
 
 
-def _is_finite(matrix: Matrix) -> bool:
-    step = max(1, _BLOCK_BYTES // (4 * matrix.columns))
-    starts = range(0, matrix.rows, step)
-    return all(bool(torch.isfinite(matrix.float(start, start + step)).all()) for start in starts)
+def _is_finite(matrix: Matrix | PlaneMatrix | SketchMatrix) -> bool:
+    rows, columns = matrix.shape
+    step = max(1, _BLOCK_BYTES // (4 * columns))
+    values = matrix.sketch_float if isinstance(matrix, SketchMatrix) else matrix.float
+    starts = range(0, rows, step)
+    return all(bool(torch.isfinite(values(start, start + step)).all()) for start in starts)

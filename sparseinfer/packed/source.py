@@ -12,6 +12,7 @@ from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import ModelConfig, SparsityRecord
 from sparseinfer.errors import ConfigError
 from sparseinfer.formats import WeightFormats, check_weight_type, choose_formats
+from sparseinfer.packed.layout import check_record
 from sparseinfer.packed.pack import pack
 from sparseinfer.packed.reader import Packed, is_packed
 from sparseinfer.packed.rope import RopeFrequencies, resolve_rope
@@ -52,10 +53,13 @@ def choose_model_formats(source: Checkpoint | Packed, requested: str) -> WeightF
     """Formats that a model will be held in.
 
     Raises:
-        ConfigError: an unknown weight type, or another one than a packed artifact has.
+        ConfigError: an unknown weight type, one that the model's conversion does not go with, or
+            another one than a packed artifact has.
     """
     if isinstance(source, Checkpoint):
-        return choose_formats(source.dtype, requested)
+        formats = choose_formats(source.dtype, requested)
+        check_record(source.record, formats.layers)
+        return formats
     if check_weight_type(requested) not in ("auto", source.formats.layers):
         raise ConfigError(
             f"{source.path} is packed as {source.formats}; leave --weights out, or give the "
@@ -71,6 +75,7 @@ def load_model(
     huge_pages: bool = False,
     progress: Progress = no_progress,
     by_input: Collection[str] = (),
+    predicted: bool = False,
 ) -> LoadedModel:
     """Loads a packed artifact, or packs a checkpoint in memory.
 
@@ -79,9 +84,10 @@ def load_model(
         huge_pages: hold a packed artifact's weights in memory of this process, in huge pages, in
             place of mapping the file. Checkpoints are held so in any case.
         by_input: projections of a checkpoint to store by input, as if their inputs had thresholds.
+        predicted: whether a predictor will choose neurons before their gates are read.
 
     Raises:
-        ConfigError: an unknown weight type, or another one (or layout) than a packed artifact has.
+        ConfigError: as `choose_model_formats`, or another layout than a packed artifact has.
         CheckpointError: broken weights or thresholds.
         MemoryError: the system refuses the memory.
     """
@@ -100,7 +106,7 @@ def load_model(
         if by_input:
             raise ConfigError(f"{source.path} is packed: its layout is what it was packed with")
         rope, stop_ids = source.rope, source.stop_ids
-        weights = source.weights(huge_pages=huge_pages)
+        weights = source.weights(huge_pages=huge_pages, predicted=predicted)
     return LoadedModel(
         path=source.path,
         config=source.config,

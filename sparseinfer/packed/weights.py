@@ -14,7 +14,7 @@ from sparseinfer.kernels.matrix import Format, Matrix
 from sparseinfer.kernels.planes import PlaneMatrix
 from sparseinfer.kernels.projection import AttentionProjections, Projection
 from sparseinfer.kernels.sign import SignBits
-from sparseinfer.kernels.sketch import Sketch
+from sparseinfer.kernels.sketch import Sketch, check_sketch
 from sparseinfer.kernels.sketch.matrix import side_by_side
 from sparseinfer.sparsity import CandidateReads
 
@@ -62,10 +62,10 @@ class LayerWeights:
         return Projection(self.o, self.o_bias)
 
     @property
-    def matrices(self) -> dict[str, Matrix]:
-        """All matrices by name."""
+    def matrices(self) -> dict[str, Matrix | PlaneMatrix]:
+        """All matrices by name; a sketch beside them is none."""
         if self.qkv is not None and self.o is not None:
-            found = {"qkv": self.qkv, "o": self.o}
+            found: dict[str, Matrix | PlaneMatrix] = {"qkv": self.qkv, "o": self.o}
         else:
             parts = self.apart._asdict() if self.apart is not None else {}
             found = {name: part.weight for name, part in parts.items()}
@@ -122,11 +122,8 @@ class LayerWeights:
             return self
         if bits is None:
             return replace(self, ffn=replace(ffn, sketch=None))
-        if gate.format == "int4":
-            raise ValueError("a sketch reads as much as int4 weights do: it gains nothing")
+        check_sketch(bits, gate.format)
         if gate.format == "int8":
-            if bits != 4:
-                raise ValueError(f"int8 weights are sketched in 4 bits, not in {bits}")
             gate_planes, up_planes = PlaneMatrix.of(gate), PlaneMatrix.of(up)
             sketch = Sketch(gate_planes, up_planes)
             return replace(self, ffn=replace(ffn, gate=gate_planes, up=up_planes, sketch=sketch))

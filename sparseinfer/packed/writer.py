@@ -72,7 +72,7 @@ def write_packed(
         header = Header(
             written_by=__version__,
             formats=formats,
-            layouts=dict(layouts(checkpoint.record)),
+            layouts=dict(layouts(checkpoint.record, formats.layers)),
             config=checkpoint.config,
             rope=resolve_rope(checkpoint.raw, str(checkpoint.path)),
             stop_ids=tuple(sorted(end_of_text_ids(checkpoint))),

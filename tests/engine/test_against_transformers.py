@@ -229,7 +229,7 @@ def test_old_spelling_of_rope_is_the_same_model(make_model, tmp_path, name, old)
     [("llama", {}), ("mistral", {"sliding_window": 7}), ("mistral", {"sliding_window": 40})],
 )
 def test_chunks_of_any_size_give_the_same_logits(make_model, monkeypatch, family, changes, chunk):
-    monkeypatch.setattr("sparseinfer.engine.model.CHUNK_TOKENS", chunk)
+    monkeypatch.setattr("sparseinfer.engine.passes.CHUNK_TOKENS", chunk)
     folder = make_model(family, **changes)
     ids = random_ids(100)
     expected = hf_logits(hf_model(folder), ids)

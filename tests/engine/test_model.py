@@ -161,7 +161,7 @@ def test_quantised_weights_compute_what_their_values_say(make_model, weights):
 
 
 def test_more_threads_than_cores_are_not_used(make_model, monkeypatch, caplog):
-    monkeypatch.setattr("sparseinfer.engine.model.physical_cores", lambda: 2)
+    monkeypatch.setattr("sparseinfer.engine.settings.physical_cores", lambda: 2)
     with caplog.at_level(logging.INFO, "sparseinfer"):
         assert load(make_model(), threads=1).threads == 1
         assert load(make_model()).threads == 2
@@ -211,7 +211,7 @@ def test_the_number_of_threads_does_not_change_a_bit_of_decoding(
 ):
     folder = converted(act) if act != "dense" else make_model(dtype=dtype)
     weights = "fp32" if dtype == "float32" else "bf16"
-    monkeypatch.setattr("sparseinfer.engine.model.physical_cores", lambda: 5)
+    monkeypatch.setattr("sparseinfer.engine.settings.physical_cores", lambda: 5)
     one, two, five = (load(folder, weights=weights, threads=threads) for threads in (1, 2, 5))
     assert (one.threads, two.threads, five.threads) == (1, 2, 5)
     expected = one.logits(IDS, by="decode")
@@ -229,7 +229,7 @@ def test_the_number_of_threads_does_not_change_a_bit_of_decoding(
 @pytest.mark.parametrize("chunk", [1, 7, 39, 40, 512])
 @pytest.mark.parametrize("by", ["prefill", "decode"])
 def test_score_is_the_log_probability_of_each_next_token(tiny, make_model, monkeypatch, chunk, by):
-    monkeypatch.setattr("sparseinfer.engine.model.CHUNK_TOKENS", chunk)
+    monkeypatch.setattr("sparseinfer.engine.passes.CHUNK_TOKENS", chunk)
     log_p = hf_logits(hf_model(make_model()), IDS).double().log_softmax(-1)
     expected = torch.stack([log_p[i, IDS[i + 1]] for i in range(len(IDS) - 1)])
     found = tiny.score(IDS, by=by)

@@ -144,7 +144,10 @@ def test_counts_by_hand():
     dropped = torch.tensor([[0, 4.0], [0, 0], [-1, 1], [0, 0]])
     counts = LayerCounts(4)
     for rows in (slice(0, 3), slice(3, 4)):
-        counts.add(FfnPass(active[rows], kept[rows], kept[rows], dropped[rows]))
+        lost = dropped[rows]
+        counts.add(
+            FfnPass(active[rows], kept[rows], kept[rows], lambda lost=lost: lost, kept[rows])
+        )
     found = counts.summary()
     assert (found.dead, found.hot) == (0.25, 0.25)
     assert found.rates == (1, 0.25, 0.25, 0)
@@ -158,7 +161,8 @@ def test_counts_by_hand():
 def test_many_neurons_come_in_128_groups():
     active = torch.arange(300) % 3 == 0
     counts = LayerCounts(300)
-    counts.add(FfnPass(active[None], torch.zeros(1, 300), torch.zeros(1, 2), torch.zeros(1, 2)))
+    nothing = torch.zeros(1, 2)
+    counts.add(FfnPass(active[None], torch.zeros(1, 300), nothing, lambda: nothing, nothing))
     rates = counts.summary().rates
     assert len(rates) == 128
     assert rates[0] == 1

@@ -125,7 +125,14 @@ def test_the_compiled_ffn_checks_what_could_read_out_of_bounds(pool):
         vectors = dict.fromkeys(
             ("gate_bias", "up_bias", "down_bias", "gate_input", "up_input", "down_input")
         )
-        choices = {"phi": 0, "psi": 0, "gate_by_input": False, "up_by_input": False, "top_k": 0, "chooser": None}
+        choices = {
+            "phi": 0,
+            "psi": 0,
+            "gate_by_input": False,
+            "up_by_input": False,
+            "top_k": 0,
+            "chooser": None,
+        }
         arguments = vectors | choices | changes
         return native.GatedFfn(gate, up, good, torch.ones(threshold), **arguments)
 

@@ -94,13 +94,13 @@ def test_only_rows_that_may_rest_are_read_without_reading_ahead(make_model, pack
     weights = Packed.open(packed("fp32", folder)).weights()
     layer = weights.layers[1]
     # The middle of each: ranges begin and end on pages.
-    assert ("rr" in _flags(layer.ffn.up.data[256])) == sparse
-    assert "rr" in _flags(weights.embedding.data[150])
+    assert ("rr" in mapping_flags(layer.ffn.up.data[256])) == sparse
+    assert "rr" in mapping_flags(weights.embedding.data[150])
     for matrix in (layer.ffn.gate, layer.qkv, layer.o, weights.head):
-        assert "rr" not in _flags(matrix.data[matrix.rows // 2])
+        assert "rr" not in mapping_flags(matrix.data[matrix.rows // 2])
 
 
-def _flags(row: torch.Tensor) -> list[str]:
+def mapping_flags(row: torch.Tensor) -> list[str]:
     """Flags of the mapping that holds a row."""
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():

@@ -150,8 +150,8 @@ class CpuDecoder:
         Returns:
             logits [len(rows) - first_logits, V] fp32, and the rows of (up, down) that each token
             read in each layer, int32 [L, len(rows), 2]. Where any layer has thresholds on inputs or
-            chooses candidates, [L, len(rows), 10]: then rows of gate where candidates are chosen, and
-            the inputs of each of `PROJECTIONS` that count, 0 for those without thresholds.
+            chooses candidates, [L, len(rows), 10]: then rows of gate where candidates are chosen,
+            and the inputs of each of `PROJECTIONS` that count, 0 for those without thresholds.
 
         Raises:
             ValueError: rows, caches or tables that do not fit.

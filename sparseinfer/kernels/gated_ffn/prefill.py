@@ -63,7 +63,7 @@ def gated_ffn(x: Tensor, weights: FfnWeights, gemm: Gemm) -> FfnOutput:
 def _of_candidates(x: Tensor, weights: FfnWeights, gemm: Gemm) -> FfnOutput:
     """Where a predictor or a sketch chooses neurons; it does so in fp32, whatever `gemm` is."""
     operand = gemm.operand(x, "gate")
-    chooser = BlockChooser(x, weights)
+    chooser = BlockChooser(x, weights, gemm)
     y = torch.zeros(x.shape)
     counts = torch.zeros(x.shape[0], 3, dtype=torch.int64)
     for begin, end in blocks(weights.intermediate, weights.hidden):

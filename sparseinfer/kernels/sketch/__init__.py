@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparseinfer.kernels.matrix import Format
 from sparseinfer.kernels.planes import PlaneMatrix
-from sparseinfer.kernels.sketch.matrix import SketchMatrix
+from sparseinfer.kernels.sketch.matrix import BITS, SketchMatrix
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,17 @@ class Sketch:
         return x if isinstance(self.gate, PlaneMatrix) else round_input(x)
 
 
+def check_sketch(bits: int, format: Format) -> None:
+    """Raises ValueError, with the reason, unless weights of a format can have a sketch of so many
+    bits."""
+    if not isinstance(bits, int) or bits not in BITS:
+        raise ValueError(f"a sketch has one of {', '.join(map(str, BITS))} bits, not {bits!r}")
+    if format == "int4":
+        raise ValueError("a sketch reads as much as int4 weights do: it gains nothing there")
+    if format == "int8" and bits != 4:
+        raise ValueError(f"int8 weights are sketched by 4 of their own bits, not by {bits}")
+
+
 GROUP = 64
 """Inputs that share one scale."""
 
@@ -84,4 +96,4 @@ def round_input(x: Tensor) -> Tensor:
     return ((grouped * inverse).round() * scale).view(rows, -1)[:, :columns].contiguous()
 
 
-__all__ = ["GROUP", "Sketch", "round_input"]
+__all__ = ["GROUP", "Sketch", "check_sketch", "round_input"]

@@ -92,12 +92,19 @@ class SketchMatrix:
 
     def sketch_float(self, begin: int = 0, end: int | None = None) -> Tensor:
         """Rows begin..end-1 as fp32 [end - begin, K]; the exact values that the kernels use."""
+        return self.int4(begin, end).float()
+
+    def int4(self, begin: int = 0, end: int | None = None) -> Matrix:
+        """Rows begin..end-1 as an int4 matrix of the same values, put together anew."""
         part = self.data[begin:end]
         groups = groups_of(self.columns)
-        scales = part[:, : 2 * groups].contiguous().view(torch.float16).float()
-        codes = _unpack(part[:, 2 * groups :], groups, self.bits)
-        grouped = (codes.float() - 2 ** (self.bits - 1)) * scales[:, :, None]
-        return grouped.flatten(1)[:, : self.columns]
+        # A group of ours is two of int4's.
+        scales = part[:, : 2 * groups].contiguous().view(torch.int16).repeat_interleave(2, 1)
+        codes = part[:, 2 * groups :]
+        if self.bits != 4:
+            shifted = _unpack(codes, groups, self.bits) + (8 - 2 ** (self.bits - 1))
+            codes = _pack_fields(shifted, 4)
+        return Matrix("int4", torch.cat((scales.view(torch.uint8), codes), 1), self.columns)
 
 
 def sketch_matrix(weight: Tensor, bits: int, out: Tensor | None = None) -> SketchMatrix:

@@ -1,0 +1,62 @@
+"""`load`: from what a user calls a model to a `Model` in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparseinfer.engine.model import Model
+from sparseinfer.engine.settings import check_threads
+from sparseinfer.errors import UnsupportedError
+from sparseinfer.formats import import_dtype
+from sparseinfer.packed import open_model
+from sparseinfer.sources import resolve_model
+
+
+def load(
+    model: str | Path = "smollm2-135m",
+    *,
+    device: str = "cpu",
+    weights: str = "auto",
+    threads: int | None = None,
+    huge_pages: bool = False,
+    prefill: str = "auto",
+    predictor: str | Path | None = None,
+) -> Model:
+    """Loads a model, ready to run.
+
+    Args:
+        model: local folder of a checkpoint or a packed artifact, `.gguf` file, hub id or alias.
+        device: only `cpu` in this version.
+        weights: `auto` (as stored), `fp32`, `bf16`, `int8` or `int4`. A checkpoint is packed in
+            memory; a packed artifact has one type only.
+        threads: worker threads; default, and the most that is used, is the number of physical
+            cores.
+        huge_pages: copy a packed artifact to memory in place of mapping its file: faster to run,
+            slower to load, not shared between processes.
+        prefill: arithmetic of the matrix products of prompts: `fp32`, `bf16` (activations rounded,
+            about twice as fast on a CPU with bf16 instructions), or `auto`: bf16 on such a CPU
+            unless the weights are fp32. Generated tokens are computed the same way with any.
+        predictor: folder that `train-predictor` wrote for this model; neurons that it does not let
+            through are skipped before their gates are read. None reads all gates.
+
+    Raises:
+        SourceError: the name cannot be resolved.
+        CheckpointError: the folder is incomplete, damaged, unsafe, stale or of another version.
+        PredictorError: no predictor, a damaged one, or one that was made for another model.
+        UnsupportedError: an architecture or device that this version does not run.
+        ConfigError: a bad `weights` or `threads`.
+        MemoryError: the system refuses the memory.
+    """
+    if device != "cpu":
+        raise UnsupportedError(f"device {device!r} is not supported in this version; use 'cpu'")
+    check_threads(threads)
+    resolved = resolve_model(str(model), dtype=import_dtype(weights))
+    source = open_model(resolved.path)
+    return Model(
+        source,
+        weights=weights,
+        threads=threads,
+        huge_pages=huge_pages,
+        prefill=prefill,
+        predictor=predictor,
+    )

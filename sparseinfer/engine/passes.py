@@ -1,0 +1,80 @@
+"""Tokens through a runner, in chunks, with what was read counted by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+import torch
+
+from sparseinfer.engine.cache import KVCache
+from sparseinfer.engine.counts import Counter
+from sparseinfer.engine.cpu import NATIVE_ROWS
+from sparseinfer.engine.runner import Runner
+from sparseinfer.engine.settings import Phase
+from sparseinfer.engine.torch_threads import torch_threads
+
+CHUNK_TOKENS = 512
+"""Prompts are computed this many tokens at a time, which bounds the memory of a long one."""
+
+
+class Passes:
+    """Runs tokens and counts. Not thread-safe.
+
+    Args:
+        threads: of torch, in prompts.
+    """
+
+    def __init__(self, runner: Runner, layers: int, threads: int) -> None:
+        self.runner = runner
+        self._layers = layers
+        self._threads = threads
+        self.reset()
+
+    def reset(self) -> None:
+        """Sets all counts to zero."""
+        self.counters: dict[Phase, Counter] = {
+            phase: Counter.zero(self._layers) for phase in get_args(Phase)
+        }
+
+    def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> torch.Tensor:
+        """One token for each of several sequences; logits [B, V]."""
+        logits, counts = self.runner.step(ids, caches)
+        self.counters["decode"].add(counts.sum(1), len(ids))
+        return logits
+
+    def last_logits(
+        self, ids: torch.Tensor, cache: KVCache, decoded: Counter | None = None
+    ) -> torch.Tensor:
+        """Logits [V] behind ids [T], at least one, which are a prompt where the cache is empty.
+
+        Args:
+            decoded: counts of one text; tokens behind its prompt are counted there too.
+        """
+        counters = [self.counters["prefill" if cache.length == 0 else "decode"]]
+        if decoded is not None and cache.length > 0:
+            counters.append(decoded)
+        logits = None
+        for chunk in (ids,) if len(ids) == 1 else ids.split(CHUNK_TOKENS):
+            logits = self._forward(chunk, cache, counters, all_logits=False)
+        assert logits is not None  # `ids` is never empty
+        return logits[0]
+
+    def all_logits(self, ids: torch.Tensor, by: Phase) -> Iterator[torch.Tensor]:
+        """Logits at all positions of ids [T], a chunk [., V] at a time."""
+        counters = [self.counters[by]]
+        cache = self.runner.new_cache()
+        for chunk in ids.split(CHUNK_TOKENS if by == "prefill" else 1):
+            yield self._forward(chunk, cache, counters, all_logits=True)
+
+    def _forward(
+        self, ids: torch.Tensor, cache: KVCache, counters: Sequence[Counter], *, all_logits: bool
+    ) -> torch.Tensor:
+        # In decode torch does only small operations between native kernels: its own threads would
+        # spin on the cores that those need.
+        threads = self._threads if ids.shape[0] > NATIVE_ROWS else 1
+        with torch_threads(threads), torch.inference_mode():
+            logits, counts = self.runner.forward(ids, cache, all_logits=all_logits)
+        for counter in counters:
+            counter.add(counts, ids.shape[0])
+        return logits

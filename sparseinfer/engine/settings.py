@@ -1,0 +1,56 @@
+"""Settings of loading and running, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal, cast, get_args
+
+from sparseinfer.errors import ConfigError
+from sparseinfer.kernels.gemm import MATHS, Math
+from sparseinfer.kernels.threads import physical_cores
+
+logger = logging.getLogger("sparseinfer")
+
+Phase = Literal["prefill", "decode"]
+
+MAX_THREADS = 1024
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises ConfigError unless `threads` is None or a number of threads that can be meant."""
+    if threads is not None and not (is_count(threads) and threads <= MAX_THREADS):
+        raise ConfigError(f"threads {threads!r} is not a whole number from 1 to {MAX_THREADS}")
+
+
+def usable_threads(threads: int | None) -> int:
+    """The threads to run on: at most one for each physical core, and one for each by default.
+
+    More would only wait for the same memory, and for each other.
+    """
+    cores = physical_cores()
+    if threads is not None and threads > cores:
+        logger.info("%d threads were asked for; using %d, one per core", threads, cores)
+    return cores if threads is None else min(threads, cores)
+
+
+def prefill_math(requested: str) -> Math | None:
+    """The arithmetic of prompts; None leaves the choice to the runner.
+
+    Raises:
+        ConfigError: neither auto nor one of `MATHS`.
+    """
+    if requested != "auto" and requested not in MATHS:
+        raise ConfigError(f"prefill {requested!r} is not one of auto, {', '.join(MATHS)}")
+    return None if requested == "auto" else cast(Math, requested)
+
+
+def is_count(value: object) -> bool:
+    """Whether it is a whole number above 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def checked_phase(phase: Phase) -> Phase:
+    """Returns `phase`; raises ConfigError for an unknown one."""
+    if phase not in get_args(Phase):
+        raise ConfigError(f"{phase!r} is not one of {', '.join(get_args(Phase))}")
+    return phase
