@@ -39,9 +39,9 @@ def compare(
         str,
         typer.Option(
             help="Of cats, chess, chess-l2, chess-attention, topk, teal, teal-uniform, wina, "
-            "wina-uniform, oracle."
+            "wina-uniform, sketch, sketch-3, sketch-2, oracle."
         ),
-    ] = "cats,chess,teal,wina,topk,oracle",
+    ] = "cats,chess,teal,wina,topk,sketch,oracle",
     sparsity: Annotated[
         str | None,
         typer.Option(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def convert(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     act: Annotated[
-        str, typer.Option(help="relu, relu2, drelu, fatrelu, cats, chess, teal, wina or topk.")
+        str,
+        typer.Option(help="relu, relu2, drelu, fatrelu, cats, chess, teal, wina, topk or sketch."),
     ],
     sparsity: Annotated[
         float | None,
@@ -63,6 +64,10 @@ def convert(
         int | None, typer.Option(help="relu: 2 puts a ReLU after each norm too.")
     ] = None,
     shift: Annotated[float | None, typer.Option(help="relu: b in relu(x - b).")] = None,
+    sketch_bits: Annotated[
+        int | None,
+        typer.Option(help="sketch: bits of the copies that estimate neurons: 4 (default), 3 or 2."),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(help="Calibration text: coqa (default), lambada, pydoc, a file, or hf:<id>."),
@@ -102,6 +107,8 @@ def convert(
 
         sparseinfer convert smollm2-135m --act chess --ppl-budget 5%
 
+        sparseinfer convert smollm2-135m --act sketch --ppl-budget 5%
+
         sparseinfer convert smollm2-135m --act teal --sparsity 0.4
 
         sparseinfer convert llama-7b --act relu2
@@ -122,6 +129,7 @@ def convert(
             within_block=within_block,
             stage=stage,
             shift=shift,
+            sketch_bits=sketch_bits,
             text=text,
             calibration_tokens=calib_tokens,
             ppl_budget=budget,

@@ -11,6 +11,8 @@ from sparseinfer.convert.methods import METHODS
 from sparseinfer.convert.options import MethodOptions
 from sparseinfer.convert.oracle import oracle_curve
 from sparseinfer.convert.statistics import LayerStatistics
+from sparseinfer.kernels.matrix import Format
+from sparseinfer.kernels.sketch import check_sketch
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,24 @@ class Contender:
         curve: from a layer's statistics to its masks.
         counts: what its own sparsity counts.
         bound: a limit to compare with, which no engine can run.
+        sketch_bits: of the sketch that it runs with, or None.
     """
 
     name: str
     curve: Callable[[LayerStatistics], LayerCurve]
     counts: TargetKind
     bound: bool = False
+    sketch_bits: int | None = None
+
+    def unfit(self, format: Format) -> str | None:
+        """Why it cannot run with weights of a format; None where it can."""
+        if self.sketch_bits is None:
+            return None
+        try:
+            check_sketch(self.sketch_bits, format)
+        except ValueError as error:
+            return str(error)
+        return None
 
 
 _VARIANTS = {
@@ -39,6 +53,9 @@ _VARIANTS = {
     "teal-uniform": ("teal", MethodOptions(within_block="uniform")),
     "wina": ("wina", MethodOptions()),
     "wina-uniform": ("wina", MethodOptions(within_block="uniform")),
+    "sketch": ("sketch", MethodOptions()),
+    "sketch-3": ("sketch", MethodOptions(sketch_bits=3)),
+    "sketch-2": ("sketch", MethodOptions(sketch_bits=2)),
 }
 """Name -> method and its options."""
 
@@ -47,7 +64,8 @@ def _contender(name: str, method: str, options: MethodOptions) -> Contender:
     chosen = METHODS[method]
     make = chosen.curve
     assert make is not None  # only calibrated methods are listed
-    return Contender(name, lambda layer: make(layer, options), chosen.target)
+    bits = chosen.sketch_bits(options)
+    return Contender(name, lambda layer: make(layer, options), chosen.target, sketch_bits=bits)
 
 
 CONTENDERS = {

@@ -36,7 +36,7 @@ from sparseinfer.sources import CALIBRATION_TEXT, EVALUATION_TEXT, load_text, re
 from sparseinfer.tokenizer import Tokenizer, load_tokenizer
 from sparseinfer.version import __version__
 
-DEFAULT_METHODS = ("cats", "chess", "teal", "wina", "topk", "oracle")
+DEFAULT_METHODS = ("cats", "chess", "teal", "wina", "topk", "sketch", "oracle")
 DEFAULT_SPARSITIES = (0.3, 0.5, 0.7)
 DEFAULT_CALIBRATION_TOKENS = 8192
 
@@ -115,12 +115,17 @@ def compare(
         sample = sample_windows(
             calibration, tokenizer, parent.config, tokens=calibration_tokens, seed=seed
         )
-        dense = Model(parent, weights=weights, threads=threads, prefill="fp32")
+
+        def open_dense() -> Model:
+            return Model(parent, weights=weights, threads=threads, prefill="fp32")
+
+        dense = open_dense()
         store = Store(_recipe(parent, dense, recipe, sample, tokens))
         if fresh:
             store.clear()
     run = Run(
         dense,
+        open_dense,
         windows,
         store,
         opened,
@@ -249,6 +254,7 @@ def _choose_masks(
             hidden_act=act,
             phi=arch.ACTIVATIONS[act][0],
             dtype=_calibration_dtype(parent, dense),
+            sketches={one.sketch_bits for one in pending.values() if one.sketch_bits is not None},
             progress=progress,
         ):
             for name, contender in pending.items():

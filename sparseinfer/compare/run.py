@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparseinfer.checkpoint.layout import Progress
@@ -47,6 +47,7 @@ class Run:
     def __init__(
         self,
         dense: Model,
+        open_model: Callable[[], Model],
         windows: Sequence[Window],
         store: Store,
         tasks: OpenTasks | None,
@@ -57,9 +58,11 @@ class Run:
     ) -> None:
         """
         Args:
+            open_model: loads the dense model once more, to be sketched.
             total: points in all.
         """
         self._dense = dense
+        self._open_model = open_model
         self._windows = windows
         self._store = store
         self._tasks = tasks
@@ -91,23 +94,36 @@ class Run:
         Args:
             chosen: masks are None where `knows` says yes.
         """
-        model = self._dense
-        entries = [Entry(DENSE, Masks())]
-        entries += [
-            Entry(target.key, masks, by_neurons=target.contender.bound) for target, masks in chosen
-        ]
-        scores = measure_entries(model, model, entries, self._windows, self._store, self._tick)
-        subjects = [None, *(target for target, _ in chosen)]
-        return [
-            Point(
-                subject,
-                model.config,
-                model.formats,
-                scores[entry.key],
-                self._do_tasks(entry.key, model, entry.masks),
+        subjects = {target.key: target for target, _ in chosen}
+        entries = {DENSE: Entry(DENSE, Masks())}
+        for target, masks in chosen:
+            entries[target.key] = Entry(target.key, masks, by_neurons=target.contender.bound)
+        points = {}
+        for model, keys in self._by_model(entries, subjects):
+            own = [entries[key] for key in keys]
+            scores = measure_entries(
+                model, self._dense, own, self._windows, self._store, self._tick
             )
-            for subject, entry in zip(subjects, entries, strict=True)
-        ]
+            for key in keys:
+                tasks = self._do_tasks(key, model, entries[key].masks)
+                points[key] = Point(
+                    subjects.get(key), model.config, model.formats, scores[key], tasks
+                )
+        return [points[key] for key in entries]
+
+    def _by_model(
+        self, entries: Mapping[str, Entry], subjects: Mapping[str, Target]
+    ) -> Iterator[tuple[Model, list[str]]]:
+        """Keys by the model that they are measured with: sketches are made on a copy, so that the
+        dense model stays dense beside it, and each of them once."""
+        bits = {key: one.contender.sketch_bits for key, one in subjects.items()}
+        yield self._dense, [key for key in entries if bits.get(key) is None]
+        model = self._dense
+        for wanted in sorted({one for one in bits.values() if one is not None}):
+            keys = [key for key in entries if bits.get(key) == wanted]
+            if model is self._dense and any(entries[key].masks is not None for key in keys):
+                model = self._open_model()
+            yield model, keys
 
     def checkpoint(self, one: Converted, weights: str, threads: int | None) -> Point:
         """A converted checkpoint, as it is."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparseinfer.eval.perplexity import Totals
-from sparseinfer.sparsity import SparsityCounts
+from sparseinfer.sparsity import CandidateReads, SparsityCounts
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class WindowScore:
         Raises:
             KeyError, TypeError, AttributeError: not what `to_json` writes.
         """
-        counts = values["counts"]
+        counts, reads = values["counts"], values["counts"]["reads"]
+        gates = counts["gate_rows"]
         return cls(
             Totals(**values["totals"]),
             SparsityCounts(
@@ -38,6 +39,8 @@ class WindowScore:
                 tuple(counts["up_rows"]),
                 tuple(counts["down_rows"]),
                 {name: tuple(used) for name, used in counts["inputs"].items()},
+                None if gates is None else tuple(gates),
+                reads and CandidateReads(**{**reads, "chooser": tuple(reads["chooser"])}),
             ),
         )
 

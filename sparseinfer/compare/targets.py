@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparseinfer.compare.contenders import Contender
@@ -11,7 +11,7 @@ from sparseinfer.convert.curve import LayerCurve
 from sparseinfer.convert.masks import Masks
 from sparseinfer.formats import WeightFormats
 from sparseinfer.report.comparison import TargetKind
-from sparseinfer.sparsity import expected_sparsities
+from sparseinfer.sparsity import CandidateReads, expected_sparsities
 
 MOST = 0.98
 """Sparsity in a method's own words beyond which calibration has nothing to go by."""
@@ -57,31 +57,41 @@ def masks_for(
     Args:
         curves: the contender's, one per layer.
     """
+    because = target.contender.unfit(formats.layers)
+    if because is not None:
+        return None, because
     sparsity = target.value
     if target.kind == "model_bytes":
-        most = _model_bytes(curves, MOST, config, formats)
+        bits = target.contender.sketch_bits
+        reads = None if bits is None else CandidateReads.of_sketch(config, formats, bits)
+
+        def skipped(sparsity: float) -> float:
+            return _model_bytes(curves, sparsity, config, formats, reads)
+
+        most = skipped(MOST)
         if most < target.value:
             return None, f"it can skip {most:.1%} of model bytes at most"
-        sparsity = _sparsity_for(target.value, curves, config, formats)
+        sparsity = _sparsity_for(target.value, skipped)
     return Masks.of([curve.mask(sparsity) for curve in curves]), None
 
 
-def _sparsity_for(
-    wanted: float, curves: Sequence[LayerCurve], config: ModelConfig, formats: WeightFormats
-) -> float:
+def _sparsity_for(wanted: float, skipped: Callable[[float], float]) -> float:
     low, high = 0.0, MOST
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        enough = _model_bytes(curves, middle, config, formats) >= wanted
-        low, high = (low, middle) if enough else (middle, high)
+        low, high = (low, middle) if skipped(middle) >= wanted else (middle, high)
     return high
 
 
 def _model_bytes(
-    curves: Sequence[LayerCurve], sparsity: float, config: ModelConfig, formats: WeightFormats
+    curves: Sequence[LayerCurve],
+    sparsity: float,
+    config: ModelConfig,
+    formats: WeightFormats,
+    reads: CandidateReads | None,
 ) -> float:
     """Model byte sparsity on the calibration tokens."""
     reached = [curve.reached(sparsity) for curve in curves]
     density = {name: [1 - one.inputs[name] for one in reached] for name in reached[0].inputs}
     neurons = [one.neurons for one in reached]
-    return expected_sparsities(config, formats, neurons, density).model_bytes
+    return expected_sparsities(config, formats, neurons, density, reads).model_bytes

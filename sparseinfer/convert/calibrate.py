@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -96,13 +96,17 @@ def sample_windows(
     return Sample(all_windows[chosen], all_windows[order[wanted:]], text, seed)
 
 
-def memory_needed(config: ModelConfig, tokens: int) -> int:
+def memory_needed(config: ModelConfig, tokens: int, sketches: int = 0) -> int:
     """Bytes that calibration holds at its peak: one fp32 layer, a sample of each of its signals,
     and hidden states of all tokens unless they are so many that they go to a file.
+
+    Args:
+        sketches: how many: of each the copies of gate and up are held in fp32.
     """
     attention = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * config.hidden_size
     layer = config.ffn_weights_per_layer + attention
-    sampled = _SIGNALS * min(tokens * config.intermediate_size, MOST_VALUES)
+    layer += sketches * 2 * config.hidden_size * config.intermediate_size
+    sampled = (_SIGNALS + sketches) * min(tokens * config.intermediate_size, MOST_VALUES)
     kept = config.num_layers * sampled
     hidden = min(4 * tokens * config.hidden_size, IN_MEMORY)
     return 4 * (layer + 2 * sampled + kept) + hidden
@@ -115,6 +119,7 @@ def measure_layers(
     hidden_act: str,
     phi: str,
     dtype: DTypeName,
+    sketches: Collection[int] = (),
     progress: Progress = no_progress,
 ) -> Iterator[LayerStatistics]:
     """Runs the sample through the model, layer by layer.
@@ -125,6 +130,7 @@ def measure_layers(
     Args:
         hidden_act, phi: the activation, by transformers' name and ours.
         dtype: type the weights will be written in.
+        sketches: bits of the sketches whose estimates are wanted.
 
     Raises:
         CalibrationError: activations that are not finite.
@@ -134,7 +140,7 @@ def measure_layers(
     total = config.num_layers * len(sample.windows)
     done = 0
     for layer, passes in model.run(sample.windows):
-        seen = LayerStatistics(config, model, sample.tokens, phi, sample.seed)
+        seen = LayerStatistics(config, model, sample.tokens, phi, sample.seed, sketches)
         with seen.capture():
             for _ in passes:
                 done += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparseinfer.config import SparsityRecord
 from sparseinfer.convert.method import Method
+from sparseinfer.kernels.sketch import GROUP
 from sparseinfer.version import __version__
 
 
@@ -22,7 +23,7 @@ def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -
         "",
         "## What it computes",
         "",
-        "Each FFN is `a = phi(x W_gate)`, `h = a * psi(x W_up)` where `|a| >= t` and `a != 0`, "
+        f"Each FFN is `a = phi(x W_gate)`, `h = a * psi(x W_up)` where {_rule_text(record)}, "
         f"else 0, `y = h W_down`; here phi = {_phi_text(record)}, psi = {record.psi}, and t is "
         + _threshold_text(record)
         + ". Weights are those of the parent.",
@@ -63,6 +64,15 @@ def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -
         "",
     ]
     return "\n".join(lines)
+
+
+def _rule_text(record: SparsityRecord) -> str:
+    if record.sketch_bits is None:
+        return "`|a| >= t` and `a != 0`"
+    return (
+        f"`e >= t`, e being what {record.sketch_bits}-bit copies of W_gate and W_up (made of them "
+        f"by sparseinfer, groups of {GROUP}) estimate `|h|` to be"
+    )
 
 
 def _phi_text(record: SparsityRecord) -> str:

@@ -58,10 +58,14 @@ class Scores:
 
     def reached(self, sparsity: float) -> float:
         """Fraction of scores that miss the threshold for `sparsity`, or are 0."""
+        zeros = np.searchsorted(self.ascending, np.float32(0), side="right")
+        return max(self.missed(sparsity), float(zeros) / self.ascending.size)
+
+    def missed(self, sparsity: float) -> float:
+        """Fraction of scores that miss the threshold for `sparsity`."""
         theta = np.float32(self._quantile(sparsity))  # else numpy widens all scores to search them
         below = np.searchsorted(self.ascending, theta, side="left")
-        zeros = np.searchsorted(self.ascending, np.float32(0), side="right")
-        return float(max(below, zeros)) / self.ascending.size
+        return float(below) / self.ascending.size
 
     def _quantile(self, sparsity: float) -> float:
         rank = min(int(sparsity * self.ascending.size), self.ascending.size - 1)

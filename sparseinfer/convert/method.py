@@ -32,6 +32,7 @@ class Method:
         per_layer: layers may differ in sparsity.
         constant: threshold used when no target is given.
         options: names in `MethodOptions` that the method takes.
+        sketch_bits: bits of the sketch whose estimates calibration must know, or None.
     """
 
     name: str
@@ -46,3 +47,4 @@ class Method:
     per_layer: bool = True
     constant: float | None = None
     options: frozenset[str] = frozenset()
+    sketch_bits: Callable[[MethodOptions], int | None] = lambda _: None

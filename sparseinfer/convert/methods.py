@@ -7,6 +7,7 @@ from sparseinfer.convert import (
     fatrelu,
     relu,
     relu2,
+    sketch,
     teal,
     topk,
     wina,
@@ -27,6 +28,7 @@ METHODS = {
         teal.METHOD,
         wina.METHOD,
         topk.METHOD,
+        sketch.METHOD,
     )
 }
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 
 from sparseinfer.errors import ConfigError
+from sparseinfer.kernels.sketch.matrix import BITS as SKETCH_BITS
 
 WITHIN_BLOCK = ("greedy", "uniform")
 CHESS_SCORES = ("l1", "l2")
@@ -24,6 +25,7 @@ class MethodOptions:
         stage: relu: 2 puts a ReLU after each norm too.
         shift: relu: b in relu(x - b).
         threshold: fatrelu: a constant, in place of a target.
+        sketch_bits: sketch: bits of a weight in the low-bit copies, one of `SKETCH_BITS`.
 
     Raises:
         ConfigError: a value outside its domain.
@@ -35,12 +37,14 @@ class MethodOptions:
     stage: int | None = None
     shift: float | None = None
     threshold: float | None = None
+    sketch_bits: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("chess_score", CHESS_SCORES),
             ("within_block", WITHIN_BLOCK),
             ("stage", STAGES),
+            ("sketch_bits", SKETCH_BITS),
         ):
             value = getattr(self, name)
             if value is not None and value not in allowed:

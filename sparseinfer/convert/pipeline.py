@@ -37,7 +37,7 @@ from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.formats import WeightFormats
 from sparseinfer.packed import is_packed
 from sparseinfer.sources import CALIBRATION_TEXT, ResolvedModel, load_text, resolve_model
-from sparseinfer.sparsity import Sparsities, calibrated_sparsities
+from sparseinfer.sparsity import CandidateReads, Sparsities, calibrated_sparsities
 from sparseinfer.tokenizer import load_tokenizer
 
 logger = logging.getLogger("sparseinfer")
@@ -71,6 +71,7 @@ def convert(
     within_block: str | None = None,
     stage: int | None = None,
     shift: float | None = None,
+    sketch_bits: int | None = None,
     text: str | None = None,
     calibration_tokens: int | None = None,
     ppl_budget: float | None = None,
@@ -93,7 +94,8 @@ def convert(
         out: folder to write; default `./<model>-<act>`.
         sparsity: target in [0, 1), the same in every layer: of neurons, and for teal and wina of
             the weights of a layer's projections.
-        threshold, chess_score, attention, within_block, stage, shift: see `MethodOptions`.
+        threshold, chess_score, attention, within_block, stage, shift, sketch_bits: see
+            `MethodOptions`.
         text: what to calibrate on, see `sources.load_text`; default `CALIBRATION_TEXT`.
         calibration_tokens: about how many of its tokens; default `DEFAULT_CALIBRATION_TOKENS`.
         ppl_budget: relative rise of perplexity that is allowed, in (0, 1]: the sparsity that reads
@@ -106,7 +108,9 @@ def convert(
     Raises:
         SparseInferError: any of its kinds; nothing is left at `out` then.
     """
-    options = MethodOptions(chess_score, attention, within_block, stage, shift, threshold)
+    options = MethodOptions(
+        chess_score, attention, within_block, stage, shift, threshold, sketch_bits
+    )
     method = choose_method(act, options)
     _check(method, options, sparsity, text, calibration_tokens, seed, dtype)
     searching = SearchOptions(allocate, search_text, search_tokens, test_text, allow_same_text)
@@ -269,11 +273,13 @@ def _curves(
     progress: Progress,
 ) -> list[LayerCurve]:
     assert method.curve is not None  # checked with the target
+    bits = method.sketch_bits(options)
+    sketches = () if bits is None else (bits,)
     logger.info(
         "calibrating on %d tokens of %s; needs about %.1f GiB of memory",
         sample.tokens,
         sample.text.name,
-        memory_needed(parent.config, sample.tokens) / 2**30,
+        memory_needed(parent.config, sample.tokens, len(sketches)) / 2**30,
     )
     layers = measure_layers(
         parent,
@@ -281,6 +287,7 @@ def _curves(
         hidden_act=hidden_act,
         phi=arch.ACTIVATIONS[hidden_act][0],
         dtype=dtype,
+        sketches=sketches,
         progress=progress,
     )
     return [method.curve(layer, options) for layer in layers]
@@ -290,7 +297,9 @@ def _expected(parent: Checkpoint, dtype: DTypeName, found: Calibration | None) -
     if found is None:
         return None
     formats = WeightFormats.of("fp32" if dtype == "fp32" else "bf16")  # as the engine will hold it
-    return calibrated_sparsities(parent.config, formats, found.record)
+    bits = found.masks.sketch
+    reads = None if bits is None else CandidateReads.of_sketch(parent.config, formats, bits)
+    return calibrated_sparsities(parent.config, formats, found.record, reads)
 
 
 def _notes(method: Method, parent: Checkpoint, resolved: ResolvedModel) -> tuple[str, ...]:

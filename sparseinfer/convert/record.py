@@ -19,6 +19,7 @@ from sparseinfer.convert import relu
 from sparseinfer.convert.masks import Masks
 from sparseinfer.convert.method import Method
 from sparseinfer.convert.options import MethodOptions
+from sparseinfer.kernels.sketch import GROUP
 
 
 def constant_masks(config: ModelConfig, method: Method, options: MethodOptions) -> Masks:
@@ -39,6 +40,12 @@ def constant_masks(config: ModelConfig, method: Method, options: MethodOptions) 
 
 def _constant(method: Method, options: MethodOptions) -> float | None:
     return method.constant if options.threshold is None else options.threshold
+
+
+def _mask_text(masks: Masks) -> str:
+    if masks.sketch is not None:
+        return f"sketch:{masks.sketch},{GROUP}"
+    return "gate" if masks.top_k is None else f"topk:{masks.top_k}"
 
 
 def make_record(
@@ -63,7 +70,7 @@ def make_record(
         method=method.name,
         phi=phi,
         psi=psi,
-        mask="gate" if masks.top_k is None else f"topk:{masks.top_k}",
+        mask=_mask_text(masks),
         input_thresholds=tuple(cast(ProjectionName, name) for name in masks.inputs),
         shift=options.shift or 0.0,
         input_relu=options.stage == 2,

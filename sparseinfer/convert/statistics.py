@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from sparseinfer.config import ModelConfig
 from sparseinfer.convert.block import Block
 from sparseinfer.convert.curve import GRID, OutputError, Scores
+from sparseinfer.convert.estimates import Estimates
 from sparseinfer.convert.signal import Signal
+from sparseinfer.convert.some_rows import SomeRows
 from sparseinfer.kernels.gated_ffn.activations import activation
-from sparseinfer.layerwise import MODULES, LayerwiseModel
+from sparseinfer.layerwise import MODULES, LayerwiseModel, module_estimator
 
 INPUT_OF = {"q": "attention", "k": "attention", "v": "attention", "o": "o",
             "gate": "ffn", "up": "ffn", "down": "down"}  # fmt: skip
@@ -30,13 +32,25 @@ class LayerStatistics:
     Attributes:
         gate: sampled |phi(x W_gate)|.
         inputs: sampled magnitudes of what projections read, by the values of `INPUT_OF`.
+        estimates: by the bits of a sketch, what it estimates of neurons.
         block: the layer itself on some tokens. It and `column_norm` may be used until the next
             layer is asked for.
     """
 
     def __init__(
-        self, config: ModelConfig, model: LayerwiseModel, tokens: int, phi: str, seed: int
+        self,
+        config: ModelConfig,
+        model: LayerwiseModel,
+        tokens: int,
+        phi: str,
+        seed: int,
+        sketches: Collection[int] = (),
     ) -> None:
+        """
+        Args:
+            phi: activation of the gate.
+            sketches: bits of the sketches whose estimates are wanted.
+        """
         neurons = config.intermediate_size
         self._phi = phi
         self._layer = model.layer
@@ -50,8 +64,17 @@ class LayerStatistics:
         self._sum_abs = torch.zeros(neurons, dtype=torch.float64)
         self._sum_square = torch.zeros(neurons, dtype=torch.float64)
         self._every = max(1, tokens // _ERROR_TOKENS)
-        self._some_gates = _Some(self._every)
-        self._some_outputs = _Some(self._every)
+        self._some_gates = SomeRows(self._every)
+        self._some_outputs = SomeRows(self._every)
+        gate, up = (self._layer.get_submodule(MODULES[name]) for name in ("gate", "up"))
+        self.estimates: Mapping[int, Estimates] = {
+            bits: Estimates(
+                module_estimator(gate, up, bits, phi=phi, psi="id"),
+                Signal(tokens, neurons, seed),
+                SomeRows(self._every),
+            )
+            for bits in sketches
+        }
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -67,6 +90,10 @@ class LayerStatistics:
             module[name].register_forward_pre_hook(_Adder(self.inputs[source]))
             for source, name in _READ_BY.items()
         ]
+        hooks += [
+            module["gate"].register_forward_pre_hook(estimates.add)
+            for estimates in self.estimates.values()
+        ]
         try:
             yield
         finally:
@@ -79,6 +106,7 @@ class LayerStatistics:
         return (
             self.gate.finite
             and all(signal.finite for signal in self.inputs.values())
+            and all(one.signal.finite for one in self.estimates.values())
             and bool(torch.isfinite(self._sum_square).all())
         )
 
@@ -117,6 +145,11 @@ class LayerStatistics:
         magnitudes = self._some_outputs.rows().abs()
         return self._cett(lambda s: magnitudes < scores.threshold(s))
 
+    def sketch_errors(self, estimates: Estimates, scores: Scores) -> OutputError:
+        """As `ffn_errors`, where neurons are dropped by scores of what a sketch estimates."""
+        magnitudes = estimates.some.rows()
+        return self._cett(lambda s: magnitudes < scores.threshold(s))
+
     def top_k_errors(self, kept: Callable[[float], int]) -> OutputError:
         """As `ffn_errors`, where a token keeps the so many largest |a|.
 
@@ -153,22 +186,6 @@ class LayerStatistics:
 
     def _add_output(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._some_outputs.add(_flat(inputs[0]))
-
-
-class _Some:
-    """Every n-th row of all that pass."""
-
-    def __init__(self, every: int) -> None:
-        self._every = every
-        self._seen = 0
-        self._kept: list[Tensor] = []
-
-    def add(self, rows: Tensor) -> None:
-        self._kept.append(rows[-self._seen % self._every :: self._every].clone())
-        self._seen += len(rows)
-
-    def rows(self) -> Tensor:
-        return torch.cat(self._kept)
 
 
 class _Adder:

@@ -44,6 +44,8 @@ class Maskable(Scorer, Protocol):
 
     def set_top_k(self, k: int | None) -> None: ...
 
+    def set_sketch(self, bits: int | None) -> None: ...
+
     def set_input_thresholds(self, thresholds: Mapping[str, Sequence[Tensor]]) -> None: ...
 
     def reset_sparsity(self) -> None: ...
@@ -187,6 +189,7 @@ def ppl_p_sparsity(
     neurons = model.config.intermediate_size
     model.set_thresholds([torch.zeros(neurons)] * model.config.num_layers)
     model.set_top_k(None)
+    model.set_sketch(None)
 
     def run(cett: float, step: int) -> tuple[float, tuple[float, ...]]:
         """Mean nll per token, and the neuron sparsity of each layer."""

@@ -64,9 +64,17 @@ class ModelProbe:
 
 
 def use_masks(model: Model, masks: Masks) -> None:
-    """Makes a model in memory take as 0 what masks say, and nothing else."""
+    """Makes a model in memory take as 0 what masks say, and nothing else.
+
+    Raises:
+        ConfigError: weights that cannot be sketched as masks ask for.
+    """
     config = model.config
+    if masks.sketch is None:
+        model.set_sketch(None)
     nothing = torch.zeros(config.intermediate_size)
     model.set_thresholds(masks.gate or [nothing] * config.num_layers)
     model.set_input_thresholds(masks.inputs)
     model.set_top_k(masks.top_k)
+    if masks.sketch is not None:
+        model.set_sketch(masks.sketch)

@@ -17,4 +17,5 @@ def rules_of(model: Model) -> Rules:
         thresholds=model.thresholds,
         top_k=model.top_k,
         inputs=model.input_thresholds,
+        sketch=model.sketch_bits,
     )

@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from sparseinfer.kernels.gated_ffn.activations import activation, up_activation
 from sparseinfer.kernels.input_mask import mask_inputs
+from sparseinfer.layerwise.sketched import module_estimator
 
 MODULES = {
     **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")},
@@ -31,10 +32,13 @@ class Rules:
         phi, psi: activations of gate and up.
         shift: taken from the gate value before phi.
         input_relu: a ReLU follows each norm that feeds attention or FFN.
-        thresholds: on |phi(g)|, one [I] per layer; empty for none.
+        thresholds: on |phi(g)|, or with a sketch on its estimates of |phi(g) psi(u)|, one [I] per
+            layer; empty for none.
         top_k: of those only so many of a token, with the largest |phi(g)|; None for all.
         inputs: thresholds on the inputs of projections (q, k, v, o, gate, up, down), one [in] per
             layer.
+        sketch: bits of the low-bit copies of gate and up whose estimates decide; None where
+            |phi(g)| does.
     """
 
     phi: str
@@ -44,6 +48,7 @@ class Rules:
     thresholds: Sequence[Tensor] = ()
     top_k: int | None = None
     inputs: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    sketch: int | None = None
 
     def activation_alone(self) -> Rules:
         """The same activation, and no mask of any kind."""
@@ -128,12 +133,17 @@ class _Ffn:
         self._watch = watch
         self._threshold = rules.thresholds[index] if rules.thresholds else None
         self._inputs = {part: vectors[index] for part, vectors in rules.inputs.items()}
+        self._estimate = None
+        if rules.sketch is not None:
+            self._estimate = module_estimator(
+                self._gate, self._up, rules.sketch, phi=rules.phi, psi=rules.psi
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         a = self._activated_gate(_over(rows, self._inputs.get("gate")))
         u = self._activated_up(_over(rows, self._inputs.get("up")))
-        keep = self._keep(a)
+        keep = self._keep(rows, a)
         h = _over(torch.where(keep, a * u, 0.0), self._inputs.get("down"))
         active = h != 0 if "down" in self._inputs else keep
         kept = linear(h, self._down.weight)
@@ -154,11 +164,12 @@ class _Ffn:
     def _activated_up(self, rows: Tensor) -> Tensor:
         return up_activation(self._rules.psi, self._up(rows))
 
-    def _keep(self, a: Tensor) -> Tensor:
+    def _keep(self, rows: Tensor, a: Tensor) -> Tensor:
         magnitudes = a.abs()
         keep = a != 0
         if self._threshold is not None:
-            keep &= magnitudes >= self._threshold
+            decides = magnitudes if self._estimate is None else self._estimate(rows)
+            keep &= decides >= self._threshold
         k = self._rules.top_k
         if k is not None and k < a.shape[1]:
             # Stable: of equal values the one with the lower index stays.

@@ -109,7 +109,8 @@ class LayerWeights:
     def with_sketch(self, bits: int | None) -> LayerWeights:
         """The same layer with a sketch made of its weights, or none.
 
-        Planes are their own sketch, and int8 weights are put in planes for it. They stay in them.
+        Planes are their own sketch: int8 weights are put in planes for it, and together again where
+        there is none.
 
         Raises:
             ValueError: bits that the weights cannot be sketched in.
@@ -117,9 +118,10 @@ class LayerWeights:
         ffn = self.ffn
         gate, up = ffn.gate, ffn.up
         if isinstance(gate, PlaneMatrix) or isinstance(up, PlaneMatrix):
-            if bits != 4:
-                raise ValueError("weights in planes are always sketched, in 4 bits")
-            return self
+            if bits == 4:
+                return self
+            gate, up = ffn.gate_projection.weight, ffn.up_projection.weight
+            ffn = replace(ffn, gate=gate, up=up, sketch=None)
         if bits is None:
             return replace(self, ffn=replace(ffn, sketch=None))
         check_sketch(bits, gate.format)

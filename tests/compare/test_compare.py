@@ -28,6 +28,9 @@ CONVERSIONS = {
     "teal-uniform": ("teal", {"within_block": "uniform"}),
     "wina": ("wina", {}),
     "wina-uniform": ("wina", {"within_block": "uniform"}),
+    "sketch": ("sketch", {}),
+    "sketch-3": ("sketch", {"sketch_bits": 3}),
+    "sketch-2": ("sketch", {"sketch_bits": 2}),
 }
 
 
@@ -90,6 +93,31 @@ def test_targets_in_model_bytes(compare):
     (missing,) = [one for one in report.missing if one.method == "chess"]
     assert (missing.target, missing.target_kind) == (0.5, "model_bytes")
     assert "at most" in missing.because
+
+
+def test_sketches_of_int8_are_its_planes_and_int4_has_none(compare):
+    methods = ("chess", "sketch", "sketch-3")
+    report = compare(methods=methods, weights="int8", sparsities=(0.0, 0.6))
+    found = {(one.method, one.target): one.measurements[0] for one in report.points}
+    dense = report.dense.measurements[0].quality.perplexity
+    assert found["sketch", 0.0].quality.perplexity == pytest.approx(dense, rel=1e-5)
+    assert found["sketch", 0.6].sparsity.neuron == pytest.approx(0.6, abs=0.1)
+    assert found["chess", 0.0].sparsity.ffn_bytes == 0, "the dense model stays unsketched"
+    assert {(one.method, one.target) for one in report.missing} == {
+        ("sketch-3", 0.0),
+        ("sketch-3", 0.6),
+    }
+    assert all("4 of their own bits" in one.because for one in report.missing)
+    report = compare(methods=methods, weights="int4")
+    assert [one.method for one in report.points] == ["chess"]
+    assert ["int4" in one.because for one in report.missing] == [True, True]
+
+
+def test_a_sketch_reaches_model_bytes_by_its_own_account(compare):
+    report = compare(methods=["sketch-2"], sparsities=(), model_bytes=(0.2, 0.9))
+    (point,) = report.points
+    assert point.measurements[0].sparsity.model_bytes == pytest.approx(0.2, abs=0.03)
+    assert [one.target for one in report.missing] == [0.9]
 
 
 def test_report_fits_the_schema_and_two_runs_agree(compare):

@@ -45,12 +45,12 @@ def refused(convert, tmp_path):
 
 
 @pytest.mark.parametrize("sparsity", [1.0, 1.5, -0.1, -1e-9, float("nan"), float("inf")])
-@pytest.mark.parametrize("act", ["cats", "chess", "fatrelu", "teal", "wina", "topk"])
+@pytest.mark.parametrize("act", ["cats", "chess", "fatrelu", "teal", "wina", "topk", "sketch"])
 def test_sparsity_outside_its_domain(make_model, refused, act, sparsity):
     refused(make_model(), act, ConfigError, "[0, 1)", sparsity=sparsity)
 
 
-@pytest.mark.parametrize("act", ["cats", "chess", "teal", "wina", "topk"])
+@pytest.mark.parametrize("act", ["cats", "chess", "teal", "wina", "topk", "sketch"])
 def test_search_without_something_that_runs_the_model(make_model, refused, prose_file, act):
     model, text = make_model(), str(prose_file)
     options = {"text": text, "calibration_tokens": 512}
@@ -87,6 +87,7 @@ TAKEN_BY = {
     "within_block": ("uniform", {"teal", "wina"}),
     "stage": (2, {"relu"}),
     "shift": (0.1, {"relu"}),
+    "sketch_bits": (3, {"sketch"}),
 }
 
 
@@ -134,6 +135,8 @@ def test_one_k_for_all_layers(make_model, refused):
         ("relu", {"stage": 3}, "not one of 1, 2"),
         ("relu", {"shift": float("nan")}, "finite"),
         ("teal", {"within_block": "best", "sparsity": 0.5}, "greedy, uniform"),
+        ("sketch", {"sketch_bits": 5, "sparsity": 0.5}, "--sketch-bits 5 is not one of 2, 3, 4"),
+        ("sketch", {"sketch_bits": 1, "sparsity": 0.5}, "--sketch-bits 1 is not one of 2, 3, 4"),
     ],
 )
 def test_method_options_outside_their_domain(make_model, refused, act, options, words):

@@ -136,14 +136,18 @@ def test_a_sketch_beside_weights_can_be_taken_off(make_model):
     assert model.sparsity().gate_rows is None
 
 
-def test_planes_stay(make_model):
-    model = load(make_model(), weights="int8", threads=1)
+def test_planes_are_put_together_again(make_model):
+    model = with_thresholds(make_model(), weights="int8")
+    before = model.logits(IDS, by="decode")
     model.set_sketch(4)
-    model.set_sketch(4)
-    for bits in (None, 3):
-        with pytest.raises(ConfigError, match="always sketched, in 4 bits"):
-            model.set_sketch(bits)
-    assert model.sketch_bits == 4
+    sketched = model.logits(IDS, by="decode")
+    assert not torch.equal(sketched, before)
+    with pytest.raises(ConfigError, match="not by 3"):
+        model.set_sketch(3)
+    assert torch.equal(model.logits(IDS, by="decode"), sketched)
+    model.set_sketch(None)
+    assert model.sketch_bits is None
+    assert torch.equal(model.logits(IDS, by="decode"), before)
 
 
 @pytest.mark.parametrize(("weights", "bits", "message"), [

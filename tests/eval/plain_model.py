@@ -7,6 +7,9 @@ from types import MethodType
 import torch
 import transformers
 
+from sparseinfer.kernels.sketch import round_input
+from sparseinfer.kernels.sketch.matrix import sketch_matrix
+
 
 def plain_model(folder, rules, seen):
     """A whole transformers model that follows `Rules`; `seen` gets (layer, x, h, y) of each FFN:
@@ -54,9 +57,21 @@ def _hidden(mlp, x, index, rules):
         u = u.clamp(min=0)
     keep = a != 0
     if rules.thresholds:
-        keep = keep & (a.abs() >= rules.thresholds[index])
+        decides = a.abs() if rules.sketch is None else _estimate(mlp, x, rules)
+        keep = keep & (decides >= rules.thresholds[index])
     if rules.top_k is not None:
         kept = [i for i in range(len(a)) if keep[i]]
         best = set(sorted(kept, key=lambda i: (-float(a[i].abs()), i))[: rules.top_k])
         keep = torch.tensor([i in best for i in range(len(a))])
     return cut(torch.where(keep, a * u, 0.0), "down")
+
+
+def _estimate(mlp, x, rules):
+    """|phi(g) psi(u)| [I] of one token [H], as low-bit copies and 8-bit inputs have it."""
+    assert (rules.phi, rules.psi) == ("silu", "id")
+    rounded = round_input(x[None])[0]
+    g, u = (
+        sketch_matrix(part.weight, rules.sketch).sketch_float() @ rounded
+        for part in (mlp.gate_proj, mlp.up_proj)
+    )
+    return (torch.nn.functional.silu(g) * u).abs()

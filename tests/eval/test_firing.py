@@ -47,6 +47,8 @@ RULES = {
             "down": _vectors(INNER, 0.2, 2),
         },
     ),
+    "sketch thresholds": Rules("silu", "id", thresholds=_vectors(INNER, 0.3, 6), sketch=4),
+    "2-bit thresholds": Rules("silu", "id", thresholds=_vectors(INNER, 0.3, 7), sketch=2),
     "down": Rules("silu", "id", thresholds=_vectors(INNER, 0.2, 3),
                   inputs={"down": _vectors(INNER, 0.2, 4)}),
 }  # fmt: skip

@@ -103,6 +103,10 @@ class ScriptedModel:
         assert k is None
         self.calls.append("top-k")
 
+    def set_sketch(self, bits):
+        assert bits is None
+        self.calls.append("sketch")
+
     def set_input_thresholds(self, thresholds):
         assert set(thresholds) == {"down"}
         first, second = thresholds["down"]
@@ -153,7 +157,7 @@ def test_the_search_ends_just_within_the_limit(p):
     assert rest[0].cett == 0.5
     best = max(step.neuron_sparsity for step in found.trace if step.perplexity_ratio <= 1 + p)
     assert found.neuron_sparsity == best
-    assert model.calls == ["thresholds", "top-k"]
+    assert model.calls == ["thresholds", "top-k", "sketch"]
     done = [one[1] for one in calls]
     assert done == list(range(1, len(done) + 1))
     assert done[-1] == 2 * len(found.trace) <= calls[-1][2]

@@ -34,6 +34,25 @@ def test_measure_is_the_mean_over_predicted_tokens(make_model):
     assert probe.measure(Masks(), WINDOWS) == dense, "masks are lifted again"
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_sketch_is_used_counted_and_lifted_again(make_model, bits):
+    probe = ModelProbe(make_model(), "fp32")
+    dense = probe.measure(Masks(), WINDOWS)
+    layers, inner, hidden = 3, 112, 48
+    nothing = Masks([torch.zeros(inner)] * layers, sketch=bits)
+    whole = probe.measure(nothing, WINDOWS)
+    assert whole.nll == pytest.approx(dense.nll, abs=1e-5), "all neurons are computed exactly"
+    sketch = layers * inner * 2 * (2 + 64 * bits // 8)
+    assert whole.bytes_read == dense.bytes_read + sketch
+    some = probe.measure(Masks([torch.full((inner,), 0.05)] * layers, sketch=bits), WINDOWS)
+    assert some.nll != whole.nll
+    assert some.bytes_read < whole.bytes_read
+    none = probe.measure(Masks([torch.full((inner,), torch.inf)] * layers, sketch=bits), WINDOWS)
+    assert none.bytes_read == dense.bytes_read + sketch - layers * 3 * inner * hidden * 4
+    assert probe.measure(some_masks(probe._model.config), WINDOWS).nll != none.nll
+    assert probe.measure(Masks(), WINDOWS) == dense
+
+
 def test_kl_by_hand(make_model):
     folder = make_model()
     probe, model = ModelProbe(folder, "fp32"), load(folder, prefill="fp32")
