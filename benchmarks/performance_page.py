@@ -17,10 +17,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 PICTURE = "roofline.svg"
+PLANE = "plane.svg"
 SCHEMA_VERSION = 1
 
 COLOURS = {"bf16": "#1b6ca8", "int8": "#d1711e", "int4": "#3b8f4a"}
 MARKERS = {"sparseinfer": "o", "llama.cpp": "s", "transformers": "^", "transformers-compile": "v"}
+
+QUALITY = ("recall", "precision", "predicted / true sparsity", "FFN output error")
 
 Result = dict[str, Any]
 
@@ -49,6 +52,10 @@ def main() -> int:
             "A point on the line reads its bytes at the streaming bandwidth measured in the same "
             "run; filled points are ours, hollow ones baselines."
         )
+    planes = [one for one in models if one.get("plane", {}).get("points")]
+    if planes:
+        draw_planes(planes, args.page.parent / PLANE)
+        sections.append(plane_section(planes))
     body = "\n\n".join(sections)
     args.page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", "utf-8")
     return 0
@@ -86,6 +93,7 @@ def model_section(result: Result) -> str:
     if result["model"]["random_weights"]:
         lines += ["Random weights: speed only.", ""]
     lines += decode_table(result)
+    lines += chooser_table(result)
     for one in result["formats"]:
         lines += ["", bits_line(one)]
     lines += prefill_table(result)
@@ -105,6 +113,22 @@ def provenance(result: Result) -> str:
     )
 
 
+def plane_section(results: list[Result]) -> str:
+    """The picture of speed against quality, and what it shows."""
+    lines = [
+        "### Speed against quality",
+        "",
+        f"![Perplexity against tokens per second]({PLANE})",
+        "",
+        "Held-out perplexity and tokens per second of the same run; the line joins llama.cpp's "
+        "types, and what lies below or right of it is beyond its frontier.",
+    ]
+    for result in results:
+        lines += ["", f"{result['model']['name']}:", ""]
+        lines += [f"- {one}" for one in result["plane"]["findings"]]
+    return "\n".join(lines)
+
+
 def decode_table(result: Result) -> list[str]:
     others = list(
         dict.fromkeys(
@@ -112,13 +136,17 @@ def decode_table(result: Result) -> list[str]:
         )
     )
     has_quality = any(row["perplexity"] for one in result["formats"] for row in one["rows"])
-    header = ["weights", "side", "sparsity", "tokens/s", *(f"over {name}" for name in others)]
+    has_rules = any(row.get("rule") for one in result["formats"] for row in one["rows"])
+    header = ["weights", "side", "sparsity", *(["of"] if has_rules else []), "tokens/s"]
+    header += [*(f"over {name}" for name in others)]
     header += ["bytes allow", "quotient", "GB/s (of streaming)", "neuron / FFN / model sparsity"]
     header += ["perplexity"] * has_quality
     rows = []
     for one in result["formats"]:
         for row in one["rows"]:
-            cells = [row["weights"], row["side"], target(row), spread(row["speed"], 1)]
+            cells = [row["weights"], row["side"], target(row)]
+            cells += [row.get("rule") or "-"] * has_rules
+            cells.append(spread(row["speed"], 1))
             cells += [spread(row["ratios"].get(name)) for name in others]
             cells += [number(row["predicted"]), number(row["quotient"])]
             cells.append(f"{row['gb_s']:.1f} ({percent(row['bandwidth_fraction'])})")
@@ -126,6 +154,33 @@ def decode_table(result: Result) -> list[str]:
             cells += [number(row["perplexity"])] * has_quality
             rows.append(cells)
     return markdown(header, rows)
+
+
+def chooser_table(result: Result) -> list[str]:
+    """What predictors and sketches cost, and how good predictors' guesses are."""
+    rows = []
+    for one in result["formats"]:
+        for row in one["rows"]:
+            if row.get("chooser"):
+                chooser = row["chooser"]
+                shares = {part: size / 1e6 for part, size in row["parts"].items()}
+                cells = [row["weights"], row["rule"] or "-", target(row)]
+                cells += [number(shares[part]) for part in ("predictor", "gate", "up", "down")]
+                cells.append(spread(chooser["microseconds"], 0))
+                rows.append(cells + quality(chooser["quality"]))
+    if not rows:
+        return []
+    header = ["weights", "of", "sparsity", "predictor MB", "gate MB", "up MB", "down MB"]
+    return ["", *markdown([*header, "predictor, us a layer", *QUALITY], rows)]
+
+
+def quality(found: Result) -> list[str]:
+    """Cells under `QUALITY`."""
+    if not found:
+        return ["-"] * len(QUALITY)
+    shares = [percent(found[name]) for name in ("predicted_sparsity", "true_sparsity")]
+    error = percent(found["output_error"])
+    return [f"{found['recall']:.3f}", f"{found['precision']:.3f}", " / ".join(shares), error]
 
 
 def bits_line(one: Result) -> str:
@@ -158,7 +213,8 @@ def batch_table(result: Result) -> list[str]:
     for one in result["formats"]:
         for row in one["batch"]:
             over = ", ".join(f"{spread(s)} of {name}" for name, s in row["ratios"].items())
-            cells = [one["weights"], row["side"], target(row), str(row["batch"])]
+            state = target(row) + (f" of {row['rule']}" if row.get("rule") else "")
+            cells = [one["weights"], row["side"], state, str(row["batch"])]
             rows.append([*cells, spread(row["speed"], 1), over])
     if not rows:
         return []
@@ -171,14 +227,19 @@ def kernel_section(result: Result) -> str:
         [
             f"{row['shape']} ({row['hidden']} x {row['intermediate']})",
             row["weights"],
-            f"{row['sparsity']:g}",
+            f"{row['sparsity']:g}" + (f" of {row['rule']}" if row.get("rule") else ""),
             spread(row["gb_s"], 1),
             spread(row["streaming_gb_s"], 1),
             spread(row["bandwidth_fraction"]),
+            spread(row.get("over_dense")),
+            number(row.get("predicted")),
+            spread(row.get("chooser_microseconds"), 0),
+            *quality(row.get("quality") or {}),
         ]
         for row in result["rows"]
     ]
-    header = ["shape", "weights", "sparsity", "GB/s on rows read", "streaming GB/s", "fraction"]
+    header = ["shape", "weights", "sparsity", "GB/s on bytes read", "streaming GB/s", "fraction"]
+    header += ["over dense", "bytes allow", "predictor, us", *QUALITY]
     return "\n".join(
         ["### The gated FFN alone", "", provenance(result), "", *markdown(header, rows)]
     )
@@ -190,7 +251,8 @@ def not_faster(result: Result) -> list[str]:
     found = []
     for one in result["formats"]:
         for row in one["rows"]:
-            where = f"{name}, {one['weights']}, sparsity {target(row)}"
+            of = f" of {row['rule']}" if row.get("rule") else ""
+            where = f"{name}, {one['weights']}, sparsity {target(row)}{of}"
             found += [
                 f"{where}: {spread(ratio)} of the speed of {other}"
                 for other, ratio in row["ratios"].items()
@@ -207,12 +269,7 @@ def not_faster(result: Result) -> list[str]:
 
 def draw(results: list[Result], path: Path) -> None:
     """Tokens per second over bytes per token, both logarithmic, one panel per model."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "sparseinfer"  # the same results give the same file
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(
         1, len(results), figsize=(5.2 * len(results), 4.2), squeeze=False, layout="constrained"
     )
@@ -236,7 +293,10 @@ def draw(results: list[Result], path: Path) -> None:
                 color=COLOURS[weights],
                 fillstyle="full" if ours else "none",
             )
-            label = ("dense" if row["target"] == 0 else target(row)) if ours else row["side"]
+            label = row["side"]
+            if ours:
+                of = f"{row['rule']} " if row.get("rule") else ""
+                label = "dense" if row["target"] == 0 else of + target(row)
             # Ours above their points, baselines below: they often lie on each other.
             offset, side = ((4, 4), "left") if ours else ((-5, -9), "right")
             axis.annotate(
@@ -253,6 +313,43 @@ def draw(results: list[Result], path: Path) -> None:
         axis.legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def draw_planes(results: list[Result], path: Path) -> None:
+    """Perplexity over tokens per second, both logarithmic, one panel per model."""
+    plt = pyplot()
+    figure, axes = plt.subplots(
+        1, len(results), figsize=(7.5 * len(results), 5.0), squeeze=False, layout="constrained"
+    )
+    for axis, result in zip(axes[0], results, strict=True):
+        points = result["plane"]["points"]
+        theirs = sorted((p["speed"], p["perplexity"]) for p in points if not p["ours"])
+        axis.step(*zip(*theirs, strict=True), where="pre", color="#777777", linewidth=0.8)
+        for point in points:
+            colour = next((c for n, c in COLOURS.items() if point["name"].startswith(n)), "#777777")
+            style = "full" if point["ours"] else "none"
+            where = (point["speed"], point["perplexity"])
+            axis.plot(*where, "o" if point["ours"] else "s", color=colour, fillstyle=style)
+            axis.annotate(point["name"], where, (4, 4), textcoords="offset points", fontsize=6.5)
+        axis.set(xscale="log", yscale="log", title=result["model"]["name"])
+        axis.set(xlabel="tokens per second", ylabel="perplexity")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_formatter("{x:g}")
+            scale.set_minor_formatter("{x:g}")
+            scale.set_tick_params(which="both", labelsize=7)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def pyplot() -> Any:
+    """Matplotlib's, drawing the same file from the same results."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "sparseinfer"
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 def megabytes(row: Result) -> float:

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from sparseinfer.bench.child import Child, Children
-from sparseinfer.bench.decode import Ours, State
 from sparseinfer.bench.protocol import Entrant, Progress, alternate
 from sparseinfer.bench.settings import Target
 from sparseinfer.bench.spread import Spread, ratios
+from sparseinfer.bench.states import Ours, State
 
 
 def measure_batches(
@@ -54,6 +54,7 @@ def measure_batches(
                     "side": side,
                     "weights": weights,
                     "target": target,
+                    "rule": state.rule if state else None,
                     "batch": size,
                     "speed": asdict(Spread.of(entrant.results)),
                     "ratios": over,

@@ -41,11 +41,11 @@ def thresholds_in_sequence(
     Raises:
         CalibrationError: activations that are not finite.
     """
-    model = _layerwise(checkpoint)
+    model = calibration_model(checkpoint)
     found: list[float] = []
 
     def mask(_module: nn.Module, _inputs: object, activations: torch.Tensor) -> torch.Tensor:
-        masked, threshold = _masked(activations, sparsity, f"layer {len(found)}")
+        masked, threshold = masked_at_quantile(activations, sparsity, f"layer {len(found)}")
         found.append(threshold)
         return masked
 
@@ -71,12 +71,14 @@ def input_thresholds_in_sequence(
     Raises:
         CalibrationError: activations that are not finite.
     """
-    model = _layerwise(checkpoint)
+    model = calibration_model(checkpoint)
     found: dict[str, list[float]] = {name: [] for name in PROJECTIONS}
 
     def masking(name: str) -> Callable[[nn.Module, tuple[torch.Tensor]], tuple[torch.Tensor]]:
         def mask(_module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-            masked, threshold = _masked(inputs[0], sparsity, f"layer {len(found[name])}, {name}")
+            masked, threshold = masked_at_quantile(
+                inputs[0], sparsity, f"layer {len(found[name])}, {name}"
+            )
             found[name].append(threshold)
             return (masked,)
 
@@ -96,7 +98,8 @@ def input_thresholds_in_sequence(
     return found
 
 
-def _layerwise(checkpoint: Checkpoint) -> LayerwiseModel:
+def calibration_model(checkpoint: Checkpoint) -> LayerwiseModel:
+    """The model as calibration runs it."""
     name = checkpoint.raw.get("hidden_act") or "silu"
     return LayerwiseModel(checkpoint, hidden_act=name, dtype="bf16")
 
@@ -107,8 +110,14 @@ def _submodule(projection: str) -> str:
     return name(0, projection).removeprefix("model.layers.0.").removesuffix(".weight")
 
 
-def _masked(values: torch.Tensor, sparsity: float, where: str) -> tuple[torch.Tensor, float]:
-    """The values of which a fraction `sparsity` is set to 0, and the threshold that does that."""
+def masked_at_quantile(
+    values: torch.Tensor, sparsity: float, where: str
+) -> tuple[torch.Tensor, float]:
+    """The values of which a fraction `sparsity` is set to 0, and the threshold that does that.
+
+    Raises:
+        CalibrationError: values that are not finite, of this place.
+    """
     magnitudes = values.abs()
     if not bool(torch.isfinite(magnitudes).all()):
         raise CalibrationError(f"{where}: activations overflow while calibrating")

@@ -2,61 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparseinfer.bench.child import Child, Children
 from sparseinfer.bench.protocol import Entrant, Progress, alternate
 from sparseinfer.bench.settings import Target
 from sparseinfer.bench.spread import Spread, ratios
+from sparseinfer.bench.states import Ours, State
 
 MAX_AUTO_STEPS = 256
 _AUTO_SECONDS = 0.5
 _MIN_AUTO_STEPS = 8
 _WARM_UP_STEPS = 8
 _BANDWIDTH_RUNS = 3
+_CHOOSER_RUNS = 9
 
 
-@dataclass(frozen=True)
-class State:
-    """Our engine at one sparsity.
+@dataclass
+class Chooser:
+    """What a row's predictor or sketch costs, and how good a predictor's guesses are.
 
     Attributes:
-        target: what was asked for.
-        thresholds: of neurons, one per layer; None for what the model came with.
-        inputs: projection -> one threshold per layer on its inputs; None without any.
+        bytes_per_token: read before any neuron is, all layers together.
+        microseconds: of one layer, alone and for one token.
+        quality: fields of `predictors.metrics.Quality`, means over layers, and `lowest_recall`;
+            empty for a sketch.
     """
 
-    target: Target
-    thresholds: list[float] | None
-    inputs: dict[str, list[float]] | None = None
-
-    @property
-    def name(self) -> str:
-        return "own thresholds" if self.target == "own" else f"sparsity {self.target:g}"
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Of `SparseInferSide.set_thresholds`."""
-        return {"layers": self.thresholds, "inputs": self.inputs}
-
-
-class Ours(NamedTuple):
-    """Processes of our engine."""
-
-    rows: Child
-    """With weights as they are stored by default."""
-    by_input: Child | None = None
-    """With weights stored by input, for states with thresholds on these."""
-
-    def of(self, state: State) -> Child:
-        """The one that runs a state."""
-        if state.inputs is None:
-            return self.rows
-        assert self.by_input is not None  # `run` starts it where the plan has such states
-        return self.by_input
+    bytes_per_token: float
+    microseconds: Spread
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,6 +48,9 @@ class Row:
         quotient: ratio over our dense row, over `predicted`; None for baselines and without one.
         gb_s: bytes read per second at the median speed.
         sparsities: realised while decoding; None where everything is read.
+        rule: of `settings.RULES`, where a sparsity was calibrated.
+        parts: bytes read of each part of the model, see `sparsity.ByteCounts`; None for baselines.
+        chooser: None where no predictor or sketch takes part.
     """
 
     side: str
@@ -85,6 +66,9 @@ class Row:
     bandwidth_fraction: float | None = None
     sparsities: dict[str, float] | None = None
     perplexity: float | None = None
+    rule: str | None = None
+    parts: dict[str, float] | None = None
+    chooser: Chooser | None = None
     tokens: list[int] = field(default_factory=list)
     """What was generated, to compare sides by."""
 
@@ -99,6 +83,8 @@ class Decoder:
         self.tokens: list[int] = []
         self._up: list[int] = []
         self._down: list[int] = []
+        self._gate: list[int] | None = None
+        self._reads: dict[str, Any] | None = None
         self._inputs: dict[str, list[int]] = {}
         self._counted = 0
 
@@ -113,6 +99,9 @@ class Decoder:
         if found["up_rows"] is not None:
             self._up = _added(self._up, found["up_rows"])
             self._down = _added(self._down, found["down_rows"])
+            if found.get("gate_rows") is not None:
+                self._gate = _added(self._gate or [], found["gate_rows"])
+            self._reads = found.get("reads")
             for name, used in (found.get("inputs") or {}).items():
                 self._inputs[name] = _added(self._inputs.get(name, []), used)
             self._counted += self.steps
@@ -120,7 +109,7 @@ class Decoder:
 
     def forget(self) -> None:
         """Drops the counts of warm-up runs."""
-        self._up, self._down, self._inputs, self._counted = [], [], {}, 0
+        self._up, self._down, self._gate, self._inputs, self._counted = [], [], None, {}, 0
 
     def account(self) -> dict[str, Any]:
         """Bytes and sparsities of the counted runs."""
@@ -131,12 +120,31 @@ class Decoder:
             tokens=self._counted,
             context=self.mean_context,
             inputs=self._inputs,
+            gate_rows=self._gate,
+            reads=self._reads,
         )
+
+    def chooser(self) -> Chooser | None:
+        """What chose neurons in the counted runs; None where nothing did."""
+        if self.state is None or self._reads is None:
+            return None
+        self.prepare()
+        times = self.child.call("chooser_microseconds", runs=_CHOOSER_RUNS)
+        return Chooser(sum(self._reads["chooser"]), Spread.of(times), _means(self.state.found))
 
     @property
     def mean_context(self) -> float:
         """Positions that a step attends to, the token itself included, on average."""
         return len(self._prompt) + (self.steps + 1) / 2
+
+
+def _means(layers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each field over layers, and the lowest recall; empty for no layers."""
+    if not layers:
+        return {}
+    names = (name for name in layers[0] if name != "tokens")
+    means = {name: sum(one[name] for one in layers) / len(layers) for name in names}
+    return means | {"lowest_recall": min(one["recall"] for one in layers)}
 
 
 def _added(sums: list[int], more: list[int]) -> list[int]:
@@ -212,6 +220,9 @@ def _our_row(decoder: Decoder, entrant: Entrant, weights: str) -> Row:
         weight_bytes=counted["weight_bytes"],
         kv_bytes=counted["kv_bytes"],
         sparsities=counted["sparsities"],
+        rule=decoder.state.rule,
+        parts=counted["parts"],
+        chooser=decoder.chooser(),
         tokens=decoder.tokens,
     )
 

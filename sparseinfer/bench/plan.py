@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparseinfer.bench.settings import WEIGHTS, BenchSettings, Target
+from sparseinfer.bench.settings import (
+    PLANTED_RULES,
+    PLANTED_SPARSITY,
+    SKETCHED_WEIGHTS,
+    WEIGHTS,
+    BenchSettings,
+    Target,
+)
 from sparseinfer.errors import ConfigError
 
 DEFAULT_SPARSITY: dict[str, tuple[Target, ...]] = {
     "neurons": (0.0, 0.5, 0.9),
+    "chess": (0.0, 0.3, 0.5),
     "inputs": (0.0, 0.25, 0.5),
+    "sketch": (0.0, 0.5, 0.7),
+    "lowrank": (0.0, PLANTED_SPARSITY),
+    "sign": (0.0, PLANTED_SPARSITY),
 }
+"""Of the first rule that is asked for, or of the planted weights."""
 DEFAULT_BASELINES = ("llama.cpp", "dense")
 DEFAULT_PREFILL = 512
 DEFAULT_QUALITY_TOKENS = 1024
@@ -22,7 +34,7 @@ class Plan:
 
     weights: tuple[str, ...]
     sparsity: tuple[Target, ...]
-    rule: str
+    rules: tuple[str, ...]
     baselines: tuple[str, ...]
     pairs: int
     steps: int | None
@@ -47,9 +59,15 @@ class Plan:
         return any(target not in (0, "own") for target in self.targets)
 
     @property
-    def stores_by_input(self) -> bool:
-        """Whether weights are needed in that layout too."""
-        return self.calibrates and self.rule == "inputs"
+    def is_planted(self) -> bool:
+        """Whether the weights are those of `planted`."""
+        return any(rule in PLANTED_RULES for rule in self.rules)
+
+    def rules_of(self, weights: str) -> tuple[str, ...]:
+        """The rules that weights of a format can follow."""
+        if weights in SKETCHED_WEIGHTS:
+            return self.rules
+        return tuple(rule for rule in self.rules if rule != "sketch")
 
 
 def make_plan(
@@ -73,20 +91,25 @@ def make_plan(
     """
     if "own" in (settings.sparsity or ()) and not has_thresholds:
         raise ConfigError("--sparsity own: this model came without thresholds")
-    weights, sparsity, baselines = WEIGHTS, DEFAULT_SPARSITY[settings.rule], DEFAULT_BASELINES
+    rules = settings.rules
+    weights = SKETCHED_WEIGHTS if rules == ("sketch",) else WEIGHTS
+    leading = next((rule for rule in rules if rule in PLANTED_RULES), rules[0])
+    sparsity = DEFAULT_SPARSITY[leading]
+    # llama.cpp's Llama has neither ReLUs nor biases.
+    baselines = ("dense",) if settings.is_planted else DEFAULT_BASELINES
     if packed_as is not None:
         _check_packed(settings, packed_as)
         weights, sparsity, baselines = (packed_as,), (0.0,), ("dense",)
     elif settings.huge_pages:
         raise ConfigError("--huge-pages is for packed artifacts: a checkpoint has them in any case")
-    if has_thresholds and settings.rule == "neurons":
+    if has_thresholds and rules == ("neurons",):
         sparsity = (0.0, "own")
     trained = settings.random_weights is None
     prefill, quality = settings.prefill, settings.quality_tokens
     return Plan(
         weights=settings.weights or weights,
         sparsity=settings.sparsity or sparsity,
-        rule=settings.rule,
+        rules=rules,
         baselines=settings.baselines or baselines,
         pairs=settings.pairs,
         steps=settings.steps,

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from sparseinfer.bench.child import Child
-from sparseinfer.bench.decode import Ours, Row, State
+from sparseinfer.bench.decode import Row
 from sparseinfer.bench.protocol import Progress
+from sparseinfer.bench.states import Ours, State
 
 
 def measure_perplexity(

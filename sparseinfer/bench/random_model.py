@@ -10,54 +10,80 @@ from typing import Any
 import torch
 
 from sparseinfer import arch
+from sparseinfer.bench.planted import DEVIATION, planted_config, planted_tensor
 from sparseinfer.bench.shapes import named_shape
 from sparseinfer.checkpoint import layout, shards
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.sources.cache import cache_root, cached_folder
 
 SEED = 0
-DEVIATION = 0.02
-"""Of the normal distribution that matrices are drawn from: what Llama models start training at."""
-
 _SHARD_BYTES = 1 << 29
 # Part of the folder's name: raised when the weights change.
 _VERSION = 1
 
 
-def random_model(shape: str, layers: int | None, *, progress: Progress = no_progress) -> Path:
+def random_model(
+    shape: str,
+    layers: int | None,
+    *,
+    planted: float | None = None,
+    progress: Progress = no_progress,
+) -> Path:
     """The checkpoint folder of a shape, written to the cache on first use (bf16).
 
     Matrices are normal with mean 0 and deviation `DEVIATION`, norms 1. The same shape has the same
     weights everywhere; memory stays near one shard of 512 MiB.
+
+    Args:
+        planted: a neuron sparsity; the model then has ReLUs and gates as `planted` describes.
 
     Raises:
         ConfigError: an unknown shape or impossible number of layers.
         SourceError: the cache cannot be written.
     """
     raw = named_shape(shape, layers)
+    name = shape
+    if planted is not None:
+        raw = planted_config(raw)
+        name = f"{shape}-planted-{planted:g}"
     depth = raw["num_hidden_layers"]
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache_root() / "bench" / "random" / f"{shape}-{depth}-layers-{digest}-v{_VERSION}"
+    folder = cache_root() / "bench" / "random" / f"{name}-{depth}-layers-{digest}-v{_VERSION}"
 
     def write(partial: Path) -> None:
-        write_random_checkpoint(raw, partial, progress=progress)
+        write_random_checkpoint(raw, partial, planted=planted, progress=progress)
 
     return cached_folder(folder, is_complete=_is_complete, fill=write)
 
 
 def write_random_checkpoint(
-    raw: dict[str, Any], folder: Path, *, progress: Progress = no_progress
+    raw: dict[str, Any],
+    folder: Path,
+    *,
+    planted: float | None = None,
+    progress: Progress = no_progress,
 ) -> None:
-    """Writes config, index and shards of random bf16 weights into an existing folder."""
+    """Writes config, index and shards of random bf16 weights into an existing folder.
+
+    Args:
+        planted: as in `random_model`, whose config then is `planted_config`.
+    """
     config = arch.model_config(raw, str(folder))
     shapes = arch.tensor_shapes(config)
     groups = _groups(shapes)
     generator = torch.Generator().manual_seed(SEED)
     weight_map: dict[str, str] = {}
     total = 0
+
+    def make(name: str) -> torch.Tensor:
+        found = None
+        if planted is not None:
+            found = planted_tensor(name, shapes[name], planted, config.hidden_size, generator)
+        return _random(shapes[name], generator) if found is None else found.bfloat16()
+
     for number, names in enumerate(groups, start=1):
         file = layout.shard_name(number, len(groups))
-        tensors = {name: _random(shapes[name], generator) for name in names}
+        tensors = {name: make(name) for name in names}
         shards.save_shard(tensors, folder / file, {"format": "pt"})
         total += sum(tensor.nbytes for tensor in tensors.values())
         weight_map |= dict.fromkeys(names, file)

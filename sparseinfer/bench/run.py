@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sparseinfer.bench.batch import measure_batches
 from sparseinfer.bench.calibrate import check_calibratable
 from sparseinfer.bench.child import Child, Children, children
-from sparseinfer.bench.decode import MAX_AUTO_STEPS, Ours, Row, measure_decode
+from sparseinfer.bench.decode import MAX_AUTO_STEPS, Row, measure_decode
 from sparseinfer.bench.gguf_export import check_exportable
 from sparseinfer.bench.llama_cpp_library import check_library
 from sparseinfer.bench.machine import PACKAGES, load_average
 from sparseinfer.bench.plan import Plan, make_plan
+from sparseinfer.bench.plane import Point, findings, plane
 from sparseinfer.bench.prefill import measure_prefill
 from sparseinfer.bench.prepare import Note, Prepared, prepare
 from sparseinfer.bench.protocol import Progress
 from sparseinfer.bench.quality import measure_perplexity
 from sparseinfer.bench.settings import BenchSettings
+from sparseinfer.bench.states import LAYOUTS, Layout, Ours
 from sparseinfer.bench.subject import Subject, find_source, make_subject
 from sparseinfer.engine.settings import check_threads, usable_threads
 from sparseinfer.errors import ConfigError
@@ -49,6 +53,11 @@ class BenchResult:
     load_before: float | None
     warnings: list[str]
 
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Of all formats, on the plane of speed and quality."""
+        return plane([row for one in self.formats for row in one.rows])
+
     def as_json(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
@@ -59,6 +68,10 @@ class BenchResult:
             "versions": versions(PACKAGES),
             "settings": asdict(self.plan),
             "formats": [asdict(one) for one in self.formats],
+            "plane": {
+                "points": [asdict(one) for one in self.points],
+                "findings": list(findings(self.points)),
+            },
             "warnings": self.warnings,
         }
 
@@ -93,14 +106,14 @@ def bench(settings: BenchSettings, *, progress: Progress, note: Note) -> BenchRe
         _check_window(plan, subject)
     if plan.calibrates:
         check_calibratable(subject.checkpoint)
-    with children() as group:
-        prepared = prepare(plan, subject, group, note)
+    with TemporaryDirectory(prefix="sparseinfer-bench-") as folder, children() as group:
+        prepared = prepare(plan, subject, group, note, Path(folder))
         formats = []
         for weights in plan.weights:
             run = _FormatRun(plan, subject, prepared, group, progress, note)
             formats.append(run.measure(weights))
     warnings = [warning for one in formats for warning in one.facts.pop("warnings")]
-    return BenchResult(plan, subject.describe(plan.rule), formats, load_before, warnings)
+    return BenchResult(plan, subject.describe(plan.rules), formats, load_before, warnings)
 
 
 def _check_window(plan: Plan, subject: Subject) -> None:
@@ -126,18 +139,21 @@ class _FormatRun:
     started: list[Child] = field(default_factory=list)
 
     def measure(self, weights: str) -> FormatResult:
-        plan, subject, states = self.plan, self.subject, self.prepared.states
+        plan, subject, states = self.plan, self.subject, self.prepared.states[weights]
         sides: dict[str, dict[str, Any]] = {}
         baselines = {}
         for name in plan.baselines:
             child = self._baseline(name, weights, sides)
             if child is not None:
                 baselines[name] = child
+        layouts: list[Layout] = list(dict.fromkeys(state.layout for state in states))
         ours = Ours(
-            self._ours("sparseinfer", weights, sides),
-            self._ours("sparseinfer by input", weights, sides, by_input=True)
-            if plan.stores_by_input
-            else None,
+            self._ours("by default", weights, sides),
+            {
+                layout: self._ours(layout, weights, sides)
+                for layout in layouts
+                if layout != "by default"
+            },
         )
         rows, facts = measure_decode(
             self.group,
@@ -192,15 +208,14 @@ class _FormatRun:
         self.started.append(child)
         return child
 
-    def _ours(
-        self, name: str, weights: str, sides: dict[str, dict[str, Any]], *, by_input: bool = False
-    ) -> Child:
+    def _ours(self, layout: Layout, weights: str, sides: dict[str, dict[str, Any]]) -> Child:
         """Our engine, loaded."""
+        name = LAYOUTS[layout]
         self.note(f"{weights}: loading {name}")
         child = self._start(name)
         sides[name] = child.call(
             "open", engine="sparseinfer", model=str(self.subject.path), weights=weights,
-            threads=self.plan.threads, huge_pages=self.plan.huge_pages, by_input=by_input,
+            threads=self.plan.threads, huge_pages=self.plan.huge_pages, layout=layout,
         )  # fmt: skip
         return child
 

@@ -19,8 +19,17 @@ MAX_BATCH = 16
 Target = float | Literal["own"]
 """A sparsity to calibrate to, or `own`: the thresholds that the model came with."""
 
-RULES = ("neurons", "inputs")
-"""What a sparsity is of: neurons, by a threshold on the gate, or the inputs of all projections."""
+RULES = ("neurons", "chess", "inputs", "sketch", "lowrank", "sign")
+"""What rests, and what decides that: neurons, by one threshold on the gate of a layer or one of
+each neuron (chess) or by a sketch of their outputs; inputs of all projections; or neurons of
+planted random weights, which a predictor finds before their gates are read."""
+
+SKETCH_BITS = 4
+
+PLANTED_RULES = ("lowrank", "sign")
+PLANTED_SPARSITY = 0.9
+SKETCHED_WEIGHTS = ("bf16", "int8")
+"""A sketch reads as much as int4 weights do."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class BenchSettings:
         random_weights: name of `SHAPES`; `layers` cuts it to that many.
         weights: formats of ours; llama.cpp runs the type of the same bits.
         sparsity: targets, 0 for dense.
-        rule: name of `RULES`: what the targets are sparsities of.
+        rules: names of `RULES`: each is measured at every target.
         baselines: names of `BASELINES`.
         huge_pages: of a packed artifact, see `engine.load`.
         pairs: timed runs of each side.
@@ -55,7 +64,7 @@ class BenchSettings:
     layers: int | None = None
     weights: tuple[str, ...] | None = None
     sparsity: tuple[Target, ...] | None = None
-    rule: str = "neurons"
+    rules: tuple[str, ...] = ("neurons",)
     baselines: tuple[str, ...] | None = None
     pairs: int = 9
     steps: int | None = None
@@ -81,9 +90,8 @@ class BenchSettings:
             check_targets(self.sparsity)
             if "own" in self.sparsity and self.random_weights is not None:
                 raise ConfigError("--sparsity own: random weights have no thresholds of their own")
-        _check_names("--rule", (self.rule,), RULES)
-        if self.rule == "inputs" and "own" in (self.sparsity or ()):
-            raise ConfigError("--sparsity own goes with --rule neurons: what a model came with")
+        _check_names("--rule", self.rules, RULES)
+        self._check_rules()
         _check_distinct("--batch", self.batch)
         for count in self.batch:
             _check_count("--batch", count, 1, MAX_BATCH)
@@ -97,6 +105,50 @@ class BenchSettings:
         if self.random_weights is not None and self.quality_tokens:
             raise ConfigError("--quality-tokens: random weights have no quality to measure")
 
+    def _check_rules(self) -> None:
+        """What rules ask of models, weights and sparsities."""
+        if self.rules == ("inputs",) and "own" in (self.sparsity or ()):
+            raise ConfigError("--sparsity own goes with --rule neurons: what a model came with")
+        if self.rules == ("sketch",) and self.weights is not None:
+            for name in self.weights:
+                if name not in SKETCHED_WEIGHTS:
+                    raise ConfigError(
+                        f"--rule sketch does not go with {name}: a sketch reads as much as such "
+                        "weights do"
+                    )
+        check_planted(self.rules, self.sparsity)
+        if self.is_planted and self.random_weights is None:
+            name = next(rule for rule in self.rules if rule in PLANTED_RULES)
+            raise ConfigError(f"--rule {name} goes with --random-weights, whose gates are planted")
+
+    @property
+    def is_planted(self) -> bool:
+        """Whether the random weights are those of `planted`."""
+        return any(rule in PLANTED_RULES for rule in self.rules)
+
+    @property
+    def planted_sparsity(self) -> float | None:
+        """Of the planted weights; None for others."""
+        if not self.is_planted:
+            return None
+        wanted = (one for one in self.sparsity or () if isinstance(one, float) and one)
+        return next(wanted, PLANTED_SPARSITY)
+
+
+def check_planted(rules: tuple[str, ...], sparsity: tuple[Target, ...] | None) -> None:
+    """Raises ConfigError where rules for planted weights meet others, or several sparsities."""
+    if not any(rule in PLANTED_RULES for rule in rules):
+        return
+    for rule in rules:
+        if rule not in (*PLANTED_RULES, "neurons"):
+            raise ConfigError(
+                f"--rule {rule} does not go with {' and '.join(PLANTED_RULES)}, whose random "
+                "weights have ReLUs"
+            )
+    wanted = [target for target in sparsity or () if target != 0]
+    if len(wanted) > 1 or any(isinstance(one, float) and one < 0.5 for one in wanted):
+        raise ConfigError("--sparsity: planted random weights have one, of at least 0.5")
+
 
 def check_targets(targets: tuple[Target, ...]) -> None:
     """Raises ConfigError unless these are distinct sparsities in [0, 1), or `own`."""
@@ -104,6 +156,11 @@ def check_targets(targets: tuple[Target, ...]) -> None:
     for target in targets:
         if target != "own" and not (math.isfinite(target) and 0 <= target < 1):
             raise ConfigError(f"--sparsity {target} is outside [0, 1)")
+
+
+def check_rules(rules: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Raises ConfigError unless these are distinct names among `known`."""
+    _check_names("--rule", rules, known)
 
 
 def check_weights(weights: tuple[str, ...]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseinfer.bench.plan import Plan
+from sparseinfer.bench.planted import NOISE, planted_rank, rank_of
+from sparseinfer.bench.planted_predictors import WINDOW, WINDOWS
 from sparseinfer.bench.protocol import Progress
 from sparseinfer.bench.random_model import random_model
-from sparseinfer.bench.settings import BenchSettings
+from sparseinfer.bench.settings import PLANTED_RULES, BenchSettings
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import ConfigError, PromptError
 from sparseinfer.packed import Packed, open_model
@@ -28,8 +31,12 @@ WINDOW_TOKENS = 512
 _SEED = 0
 _CALIBRATED: dict[str, str] = {
     "neurons": "one quantile of |phi(gate)| per layer, layers in sequence",
+    "chess": "one quantile of |phi(gate)| E|up| per layer, layers in sequence",
     "inputs": "one quantile of |x| per projection and layer, projections in sequence",
+    "sketch": "one quantile of a 4-bit sketch's estimates of neuron outputs per layer, layers in "
+    "sequence",
 }
+_PLANTED = "predictors in closed form, thresholds at a recall of 0.98"
 # Roughly: English prose has four characters to a token, and nothing has more than this many.
 _CHARACTERS_PER_TOKEN = 16
 
@@ -75,12 +82,13 @@ class Subject:
         count = min(max(1, tokens // size), len(self.prose) // size)
         return [self.prose[i * size : (i + 1) * size] for i in range(count)]
 
-    def describe(self, rule: str = "neurons") -> dict[str, Any]:
+    def describe(self, rules: Sequence[str] = ("neurons",)) -> dict[str, Any]:
         """
         Args:
-            rule: what was calibrated.
+            rules: what was calibrated.
         """
         config = self.config
+        planted = any(rule in PLANTED_RULES for rule in rules)
         return {
             "name": self.name,
             "random_weights": self.random,
@@ -98,7 +106,14 @@ class Subject:
             else {
                 "text": "random ids" if self.random else CALIBRATION_TEXT,
                 "tokens": len(self.calibration),
-                "rule": _CALIBRATED[rule],
+                "rule": _PLANTED if planted else "; ".join(_CALIBRATED[rule] for rule in rules),
+            },
+            "planted": None
+            if not planted
+            else {
+                "rank": planted_rank(config.hidden_size),
+                "noise": NOISE,
+                "predictor_rank": rank_of(config.hidden_size),
             },
             "test_text": "random ids" if self.random else TEST_TEXT,
         }
@@ -137,7 +152,12 @@ def find_source(settings: BenchSettings, *, progress: Progress) -> Source:
         SparseInferError: no such model, or one that is broken or not supported.
     """
     if settings.random_weights is not None:
-        folder = random_model(settings.random_weights, settings.layers, progress=progress)
+        folder = random_model(
+            settings.random_weights,
+            settings.layers,
+            planted=settings.planted_sparsity,
+            progress=progress,
+        )
         opened = open_model(folder)
         return Source(f"{settings.random_weights}, {opened.config.num_layers} layers", opened, True)
     assert settings.model is not None  # settings have one or the other
@@ -163,7 +183,10 @@ def make_subject(source: Source, plan: Plan) -> Subject:
                 f"{source.name} has no tokenizer, so there is no text to measure its quality on; "
                 "leave --quality-tokens out"
             )
-        window = min(window, RANDOM_CALIBRATION_TOKENS) if source.random else window
+        if plan.is_planted:
+            window = WINDOWS * WINDOW
+        elif source.random:
+            window = min(window, RANDOM_CALIBRATION_TOKENS)
         ids = _random_ids(config.vocab_size, needed + window)
         return Subject(source.name, source.opened, source.random, ids[:needed], ids[needed:])
     tokenizer = load_tokenizer(source.opened.path)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_MODEL = "smollm2-135m"
 _KERNEL_OPTIONS = {
-    "kernel", "random_weights", "weights", "sparsity", "threads", "pairs", "report", "as_json",
+    "kernel", "random_weights", "weights", "sparsity", "rule", "threads", "pairs", "report",
+    "as_json",
 }  # fmt: skip
 
 
@@ -41,15 +42,18 @@ def bench(
         str | None,
         typer.Option(
             help="Sparsities to set thresholds for, 0 for dense; `own` for the thresholds that the "
-            "model came with. Default: 0,0.5,0.9, or 0,own where it came with any; of inputs "
-            "0,0.25,0.5."
+            "model came with. Default: 0,0.5,0.9, or 0,own where it came with any; less where a "
+            "--rule costs more quality."
         ),
     ] = None,
     rule: Annotated[
         str,
         typer.Option(
-            help="What --sparsity is of: `neurons`, by a threshold on the gate, or `inputs` of all "
-            "seven projections of a layer, whose weights are then stored by input."
+            help="What decides what rests, one or several of `neurons` (a threshold on the gate of "
+            "each layer), `chess` (one of each neuron), `sketch` (one on what a 4-bit sketch "
+            "estimates), `inputs` (of all seven projections, whose weights are then stored by "
+            "input); with --random-weights also `lowrank` and `sign`: gates then have a structure "
+            "that these predictors can find."
         ),
     ] = "neurons",
     baseline: Annotated[
@@ -112,6 +116,10 @@ def bench(
 
         sparseinfer bench --random-weights llama-1.1b --rule inputs --sparsity 0,0.25,0.5,0.75
 
+        sparseinfer bench --rule chess,sketch --sparsity 0,0.3,0.5,0.7 --quality-tokens 8192
+
+        sparseinfer bench --random-weights llama2-7b --layers 8 --rule neurons,lowrank,sign
+
         sparseinfer bench --kernel --weights int4
     """
     from sparseinfer.bench.settings import BenchSettings
@@ -121,7 +129,12 @@ def bench(
     if kernel:
         _refuse_others(ctx)
         content, shown = _measure_kernel(
-            random_weights, _optional_names(weights), _targets(sparsity), threads, pairs
+            random_weights,
+            _optional_names(weights),
+            _targets(sparsity),
+            threads,
+            pairs,
+            _names(rule),
         )
     else:
         settings = BenchSettings(
@@ -130,7 +143,7 @@ def bench(
             layers=layers,
             weights=_optional_names(weights),
             sparsity=_targets(sparsity),
-            rule=rule,
+            rules=_names(rule),
             baselines=_optional_names(baseline),
             pairs=pairs,
             steps=tokens,
@@ -167,11 +180,12 @@ def _measure_kernel(
     targets: tuple[Target, ...] | None,
     threads: int | None,
     pairs: int,
+    rules: tuple[str, ...],
 ) -> tuple[dict[str, Any], list[Table]]:
     from sparseinfer.bench.kernel import KernelSettings, measure_kernels
     from sparseinfer.bench.table import kernel_table
 
-    settings = KernelSettings(shape, weights, targets, threads, pairs)
+    settings = KernelSettings(shape, weights, targets, threads, pairs, rules)
     with progress() as show:
         result = measure_kernels(settings, progress=show)
     return result.as_json(), [kernel_table(result)]

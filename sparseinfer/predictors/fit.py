@@ -18,7 +18,7 @@ from sparseinfer.predictors.records import Check
 from sparseinfer.predictors.reduce import LowRankMap, Moments
 
 BATCH = 1024
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 1e-4
 MOST_POSITIVE_WEIGHT = 4.0
 CHECKS = 10

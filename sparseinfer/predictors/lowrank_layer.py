@@ -26,7 +26,7 @@ from sparseinfer.predictors.records import Check, LayerRecord, RankTried, Store
 from sparseinfer.predictors.reduce import LowRankMap, Moments, guess, reduced
 from sparseinfer.predictors.threshold import logit_threshold
 
-MOST_VISITS = 1 << 20
+MOST_VISITS = 1 << 19
 """Tokens that a layer is trained on, repetitions counted."""
 MOST_EPOCHS = 20
 _WIDE_VISITS = 1 << 17

@@ -39,7 +39,7 @@ def largest_rank(config: ModelConfig, dtype: DTypeName, store: Format) -> int:
 def ranks_to_try(
     config: ModelConfig, dtype: DTypeName, store: Format, wanted: int | None
 ) -> tuple[int, ...]:
-    """Ranks from small to large, about eight to a doubling; only `wanted` where it is given.
+    """Ranks from small to large: multiples of 8, or more above 128; only `wanted` if given.
 
     Raises:
         ConfigError: a rank that is too large, or a model too small for any.
@@ -47,8 +47,8 @@ def ranks_to_try(
     largest = largest_rank(config, dtype, store)
     if not largest:
         raise ConfigError(
-            f"a predictor of H {config.hidden_size} and I {config.intermediate_size} cannot be "
-            f"within {MOST_BYTES:.0%} of the FFN's bytes: the model is too small for one"
+            f"no {store} predictor for H {config.hidden_size} and I {config.intermediate_size} is "
+            f"within {MOST_BYTES:.0%} of the FFN's bytes: the model is too small"
         )
     if wanted is not None:
         if not 1 <= wanted <= largest:

@@ -70,14 +70,14 @@ def test_json_alone(command, measured):
 def test_options_reach_the_settings(command, measured):
     command(
         "--random-weights", "tiny", "--layers", 2, "--weights", "int8,bf16", "--sparsity", "0,0.7",
-        "--rule", "inputs", "--baseline", "llama.cpp", "--pairs", 3, "--tokens", 5,
+        "--rule", "inputs,chess", "--baseline", "llama.cpp", "--pairs", 3, "--tokens", 5,
         "--context", 7, "--batch", "1,4", "--prefill", 9, "--threads", 1,
     )  # fmt: skip
     assert measured == [
         BenchSettings(
             random_weights="tiny", layers=2, weights=("int8", "bf16"), sparsity=(0.0, 0.7),
-            rule="inputs", baselines=("llama.cpp",), pairs=3, steps=5, context=7, batch=(1, 4),
-            prefill=9, threads=1,
+            rules=("inputs", "chess"), baselines=("llama.cpp",), pairs=3, steps=5, context=7,
+            batch=(1, 4), prefill=9, threads=1,
         )
     ]  # fmt: skip
 
@@ -101,7 +101,9 @@ def test_help_imports_nothing_heavy():
         (["--sparsity", ","], "--sparsity is empty"),
         (["--baseline", "ollama"], "ollama"),
         (["--rule", "layers"], "--rule 'layers'"),
-        (["--kernel", "--rule", "inputs"], "--rule does not go with --kernel"),
+        (["--kernel", "--rule", "inputs"], "--rule 'inputs' is not one of neurons, lowrank, sign"),
+        (["--rule", "sketch", "--weights", "int4"], "does not go with int4"),
+        (["--rule", "lowrank"], "--rule lowrank goes with --random-weights"),
         (["--batch", "two"], "--batch"),
         (["--batch", "1,99"], "--batch 99"),
         (["--threads", "0"], "threads 0"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sparseinfer.bench.child import Children
-from sparseinfer.bench.decode import Ours, State, measure_decode
+from sparseinfer.bench.decode import measure_decode
+from sparseinfer.bench.states import Ours, State
 
 from .conftest import ScriptedChild, silent
 
@@ -22,7 +23,7 @@ class Engine(ScriptedChild):
         self.state = 0.0
         self.runs = 0
 
-    def _set(self, layers, inputs):
+    def _set(self, layers, inputs, file, activation):
         self.state = layers[0] if inputs is None else inputs["q"][0]
 
     def _decode(self, prompts, steps):
@@ -32,11 +33,12 @@ class Engine(ScriptedChild):
         ids = [list(range(steps + 1))]
         return {"seconds": seconds, "ids": ids, "up_rows": [rows] * 2, "down_rows": [rows] * 2}
 
-    def _account(self, up_rows, down_rows, tokens, context, inputs):
+    def _account(self, up_rows, down_rows, tokens, context, inputs, gate_rows, reads):
         density = up_rows[0] / tokens / 100
         return {
             "weight_bytes": 1e8 * (1 + 2 * density) / 3,
             "kv_bytes": 1e6 * context,
+            "parts": {"predictor": 0 if reads is None else sum(reads["chooser"])},
             "sparsities": {"neuron": 1 - density},
         }
 
@@ -49,12 +51,16 @@ class Theirs(ScriptedChild):
 
 
 def measure(
-    ours, baselines, states=(State(0.0, [0.0]), State(0.5, [0.5])), by_input=None, **changes
+    ours,
+    baselines,
+    states=(State(0.0, thresholds=[0.0]), State(0.5, "neurons", [0.5])),
+    by_input=None,
+    **changes,
 ):
     settings = {"pairs": 3, "steps": 10, "max_steps": 200, "weights": "bf16"} | changes
     return measure_decode(
         Children(),
-        Ours(ours, by_input),
+        Ours(ours, {} if by_input is None else {"by input": by_input}),
         states,
         baselines,
         [1, 2, 3, 4],
@@ -105,7 +111,7 @@ def test_warm_up_runs_are_not_counted():
 
 
 def test_without_a_dense_row_nothing_is_compared_with_it():
-    (row,), _ = measure(Engine(), {}, states=(State(0.5, [0.5]),))
+    (row,), _ = measure(Engine(), {}, states=(State(0.5, "neurons", [0.5]),))
     assert (row.ratios, row.predicted, row.quotient) == ({}, None, None)
 
 
@@ -126,13 +132,63 @@ def test_thresholds_on_inputs_run_on_weights_stored_by_input():
             return super()._decode(prompts, steps) | {"inputs": {"q": [9 * steps, 7 * steps]}}
 
     ours, by_input = Engine(), ByInput()
-    states = (State(0.0, [0.0]), State(0.5, [0.0], {"q": [0.5, 0.5]}))
+    states = (
+        State(0.0, thresholds=[0.0]),
+        State(0.5, "inputs", [0.0], {"q": [0.5, 0.5]}),
+    )
     (dense, sparse), _ = measure(ours, {}, states, by_input, pairs=2)
     asked = [arguments for question, arguments in by_input.asked if question == "set_thresholds"]
-    assert asked[-1] == {"layers": [0.0], "inputs": {"q": [0.5, 0.5]}}
+    assert asked[-1]["layers"] == [0.0]
+    assert asked[-1]["inputs"] == {"q": [0.5, 0.5]}
     assert all(a["inputs"] is None for q, a in ours.asked if q == "set_thresholds")
     (account,) = [arguments for question, arguments in by_input.asked if question == "account"]
     assert account["inputs"] == {"q": [9 * 20, 7 * 20]}
     assert sparse.ratios["dense"].median == pytest.approx(0.010 / 0.008)
     assert sparse.quotient is not None
     assert dense.predicted is None
+
+
+def test_what_chooses_neurons_is_counted_and_timed():
+    class Chosen(Engine):
+        def __init__(self):
+            super().__init__()
+            self.answers["chooser_microseconds"] = lambda runs: [3.0] * runs
+
+        def _set(self, layers, inputs, file, activation):
+            self.state = 0.0 if file is None else 0.5
+
+        def _decode(self, prompts, steps):
+            more = {"gate_rows": [60 * steps] * 2, "reads": {"chooser": [7, 9], "gate": 1}}
+            return super()._decode(prompts, steps) | (more if self.state else {})
+
+    qualities = [
+        {"tokens": 5, "recall": recall, "precision": 0.5, "output_error": 0.1}
+        for recall in (0.97, 0.99)
+    ]
+    states = (
+        State(0.0, thresholds=[0.0]),
+        State(0.5, "lowrank", file="somewhere", found=qualities),
+    )
+    ours = Chosen()
+    (dense, sparse), _ = measure(ours, {}, states)
+    assert dense.chooser is None
+    assert dense.parts == {"predictor": 0}
+    assert sparse.rule == "lowrank"
+    assert sparse.chooser.bytes_per_token == 16
+    assert sparse.chooser.microseconds.median == 3.0
+    assert sparse.chooser.quality == {
+        "recall": pytest.approx(0.98),
+        "precision": 0.5,
+        "output_error": pytest.approx(0.1),
+        "lowest_recall": 0.97,
+    }
+    accounts = [arguments for question, arguments in ours.asked if question == "account"]
+    assert [account["gate_rows"] for account in accounts] == [None, [60 * 30] * 2]
+
+
+def test_a_sketched_state_runs_on_sketched_weights():
+    sketched = Engine()
+    ours = Ours(Engine(), {"sketched": sketched})
+    assert ours.of(State(0.5, "sketch", file="somewhere")) is sketched
+    assert ours.of(State(0.5, "chess", file="somewhere")) is ours.rows
+    assert ours.of(State("own")) is ours.rows

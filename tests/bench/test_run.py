@@ -55,9 +55,9 @@ def test_a_whole_benchmark():
 
 @pytest.mark.usefixtures("tiny")
 def test_thresholds_on_inputs():
-    result = run(weights=("int8",), rule="inputs", sparsity=(0.5,), baselines=("dense",))
+    result = run(weights=("int8",), rules=("inputs",), sparsity=(0.5,), baselines=("dense",))
     content = json.loads(strict_json.dumps(result.as_json()))
-    assert content["settings"]["rule"] == "inputs"
+    assert content["settings"]["rules"] == ["inputs"]
     assert "projection" in content["model"]["calibration"]["rule"]
     (one,) = content["formats"]
     assert list(one["sides"]) == ["sparseinfer", "sparseinfer by input"]
@@ -68,6 +68,48 @@ def test_thresholds_on_inputs():
     assert sparse["quotient"] == pytest.approx(
         sparse["ratios"]["dense"]["median"] / sparse["predicted"]
     )
+
+
+@pytest.mark.usefixtures("tiny")
+def test_rules_beside_each_other():
+    result = run(
+        weights=("int8", "int4"), rules=("chess", "sketch"), sparsity=(0.5,), baselines=("dense",)
+    )
+    by_halves, without = json.loads(strict_json.dumps(result.as_json()))["formats"]
+    assert list(by_halves["sides"]) == ["sparseinfer", "sparseinfer sketched"]
+    assert [(row["target"], row["rule"]) for row in without["rows"]] == [
+        (0.0, None),
+        (0.5, "chess"),
+    ]
+    dense, chess, sketch = by_halves["rows"]
+    assert dense["parts"]["predictor"] == 0
+    for row in (chess, sketch):
+        assert row["sparsities"]["neuron"] == pytest.approx(0.5, abs=0.1)
+        assert sum(row["parts"].values()) == pytest.approx(row["weight_bytes"])
+    # The high halves of gate and up, and of those kept the low halves, scales again.
+    assert sketch["chooser"]["bytes_per_token"] == sketch["parts"]["predictor"] > 0
+    assert sketch["parts"]["gate"] < chess["parts"]["gate"] / 2
+    assert chess["chooser"] is None
+    assert sketch["predicted"] > 1.05
+
+
+@pytest.mark.usefixtures("tiny")
+def test_planted_gates_are_predicted():
+    result = run(weights=("bf16",), rules=("neurons", "lowrank", "sign"))
+    content = json.loads(strict_json.dumps(result.as_json()))
+    assert content["model"]["phi"] == "relu"
+    assert content["model"]["planted"]["rank"] == 2 * content["model"]["planted"]["predictor_rank"]
+    dense, gate_first, lowrank, sign = content["formats"][0]["rows"]
+    assert dense["sparsities"]["neuron"] == 0
+    assert gate_first["sparsities"]["neuron"] == pytest.approx(0.9, abs=0.06)
+    assert gate_first["parts"]["gate"] == dense["parts"]["gate"]
+    for row in (lowrank, sign):
+        # What is not considered is not read, and what fires is rarely lost.
+        assert row["parts"]["gate"] < gate_first["parts"]["gate"]
+        assert row["chooser"]["quality"]["recall"] > 0.95
+        fires = 1 - gate_first["sparsities"]["neuron"]
+        assert 1 - row["sparsities"]["neuron"] == pytest.approx(fires, abs=0.03)
+    assert lowrank["parts"]["gate"] < sign["parts"]["gate"]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -8,14 +8,15 @@ import pytest
 
 from sparseinfer.bench.batch import measure_batches
 from sparseinfer.bench.child import Children
-from sparseinfer.bench.decode import Ours, Row, State
+from sparseinfer.bench.decode import Row
 from sparseinfer.bench.prefill import measure_prefill
 from sparseinfer.bench.quality import measure_perplexity
 from sparseinfer.bench.spread import Spread
+from sparseinfer.bench.states import Ours, State
 
 from .conftest import ScriptedChild, silent
 
-STATES = [State(0.0, [0.0]), State(0.5, [0.5])]
+STATES = [State(0.0, thresholds=[0.0]), State(0.5, "neurons", [0.5])]
 
 
 def test_prompts_are_compared_with_our_dense_mode():
@@ -66,7 +67,7 @@ def test_perplexity_is_of_all_tokens_in_each_state():
     def score(windows):
         return [losses[state["now"]] * (1 if len(windows[0]) == 5 else 2)]
 
-    def set_thresholds(layers, inputs):
+    def set_thresholds(layers, inputs, **_others):
         assert inputs is None
         state.update(now=layers[0])
 

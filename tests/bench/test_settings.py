@@ -8,6 +8,8 @@ from sparseinfer.bench.plan import make_plan
 from sparseinfer.bench.settings import BenchSettings
 from sparseinfer.errors import ConfigError
 
+RANDOM = {"model": None, "random_weights": "llama2-7b"}
+
 
 def plan(packed_as=None, has_thresholds=False, has_tokenizer=True, **settings):
     asked = BenchSettings(**({"model": "m"} | settings))
@@ -33,8 +35,21 @@ def plan(packed_as=None, has_thresholds=False, has_tokenizer=True, **settings):
         ({"sparsity": (-0.1,)}, "-0.1"),
         ({"sparsity": (float("nan"),)}, "nan"),
         ({"sparsity": ()}, "--sparsity is empty"),
-        ({"rule": "layers"}, "--rule 'layers' is not one of neurons, inputs"),
-        ({"rule": "inputs", "sparsity": (0.5, "own")}, "own goes with --rule neurons"),
+        ({"rules": ("layers",)}, "--rule 'layers' is not one of neurons, chess, inputs"),
+        ({"rules": ("chess", "chess")}, "--rule names a value twice"),
+        ({"rules": ()}, "--rule is empty"),
+        ({"rules": ("inputs",), "sparsity": (0.5, "own")}, "own goes with --rule neurons"),
+        (
+            {"rules": ("sketch",), "weights": ("bf16", "int4")},
+            "sketch does not go with int4",
+        ),
+        ({"rules": ("lowrank",)}, "--rule lowrank goes with --random-weights"),
+        (
+            {**RANDOM, "rules": ("sign", "sketch")},
+            "sketch does not go with lowrank and sign",
+        ),
+        ({**RANDOM, "rules": ("sign",), "sparsity": (0.8, 0.9)}, "--sparsity: planted"),
+        ({**RANDOM, "rules": ("sign",), "sparsity": (0.4,)}, "--sparsity: planted"),
         ({"batch": (0,)}, "--batch 0"),
         ({"batch": (17,)}, "--batch 17"),
         ({"pairs": 0}, "--pairs 0"),
@@ -77,11 +92,28 @@ def test_defaults_follow_the_model():
 
 
 def test_inputs_have_targets_of_their_own():
-    found = plan(rule="inputs", has_thresholds=True)
+    found = plan(rules=("inputs",), has_thresholds=True)
     assert found.targets == (0.0, 0.25, 0.5)
-    assert found.stores_by_input
-    assert not plan(rule="inputs", sparsity=(0.0,)).stores_by_input
-    assert not plan(sparsity=(0.5,)).stores_by_input
+    assert plan(rules=("chess", "inputs")).targets == (0.0, 0.3, 0.5)
+
+
+def test_sketches_are_of_weights_that_gain_by_them():
+    alone = plan(rules=("sketch",))
+    assert alone.weights == ("bf16", "int8")
+    assert alone.targets == (0.0, 0.5, 0.7)
+    beside = plan(rules=("chess", "sketch"))
+    assert beside.weights == ("bf16", "int8", "int4")
+    assert beside.rules_of("int8") == ("chess", "sketch")
+    assert beside.rules_of("int4") == ("chess",)
+
+
+def test_planted_weights_have_one_sparsity_and_no_rival_that_lacks_relus():
+    found = plan(**RANDOM, rules=("neurons", "lowrank"), has_tokenizer=False)
+    assert found.targets == (0.0, 0.9)
+    assert found.baselines == ("dense",)
+    assert BenchSettings(**RANDOM, rules=("sign",)).planted_sparsity == 0.9
+    assert BenchSettings(**RANDOM, rules=("sign",), sparsity=(0.0, 0.8)).planted_sparsity == 0.8
+    assert BenchSettings(**RANDOM, sparsity=(0.8,)).planted_sparsity is None
 
 
 def test_dense_comes_first_where_anything_is_compared_with_it():
@@ -98,7 +130,7 @@ def test_dense_comes_first_where_anything_is_compared_with_it():
         ({"packed_as": "int8", "baselines": ("llama.cpp",)}, "before packing"),
         ({"packed_as": "int8", "sparsity": (0.5,)}, "calibrate"),
         ({"packed_as": "int8", "sparsity": ("own",)}, "without thresholds"),
-        ({"packed_as": "int8", "rule": "inputs", "sparsity": (0.5,)}, "calibrate"),
+        ({"packed_as": "int8", "rules": ("inputs",), "sparsity": (0.5,)}, "calibrate"),
         ({"sparsity": ("own",)}, "without thresholds"),
         ({"huge_pages": True}, "--huge-pages"),
     ],

@@ -44,7 +44,7 @@ def test_thresholds_switch_and_rows_are_counted(ours, ids):
 
 def test_thresholds_on_inputs_switch_and_are_counted(make_checkpoint, ours, ids):
     by_input = SparseInferSide(
-        str(make_checkpoint().path), weights="bf16", threads=1, by_input=True
+        str(make_checkpoint().path), weights="bf16", threads=1, layout="by input"
     )
     by_input.set_dense()
     dense = by_input.decode([ids], 5)

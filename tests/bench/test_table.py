@@ -11,7 +11,9 @@ from sparseinfer.bench.table import Table, tables
 SPEED = Spread(90.0, 100.0, 130.0, (90.0, 100.0, 130.0))
 
 
-def result(*, random: bool = False, rule: str = "neurons", **changes) -> BenchResult:
+def result(
+    *, random: bool = False, rules: tuple[str, ...] = ("neurons",), **changes
+) -> BenchResult:
     rows = [
         Row("sparseinfer", "int8", 0.0, SPEED, {"llama.cpp": Spread(1.0, 1.1, 1.2, ())}),
         Row(
@@ -25,7 +27,7 @@ def result(*, random: bool = False, rule: str = "neurons", **changes) -> BenchRe
     facts = {"steps": 50, "mean_context": 57.5, "streaming_gb_s": SPEED, "warnings": []}
     facts |= {"same_tokens": {"llama.cpp": 7}}
     one = FormatResult("int8", rows, facts, sides, **changes)
-    plan = Plan(("int8",), (0.0,), rule, ("dense",), 9, None, 32, (1,), 0, 0, 2, False)
+    plan = Plan(("int8",), (0.0,), rules, ("dense",), 9, None, 32, (1,), 0, 0, 2, False)
     return BenchResult(plan, {"random_weights": random}, [one], 0.1, [])
 
 
@@ -61,7 +63,7 @@ def test_notes_say_what_a_table_is_worth():
     assert "greedy text of llama.cpp: the first 7 of 51 tokens are ours" in table.notes
     assert not any("speed only" in note for note in table.notes)
     assert not any("stored by input" in note for note in table.notes)
-    (table,) = tables(result(random=True, rule="inputs"))
+    (table,) = tables(result(random=True, rules=("inputs",)))
     assert any("speed only" in note for note in table.notes)
     assert any("stored by input" in note for note in table.notes)
 

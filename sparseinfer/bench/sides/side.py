@@ -23,6 +23,10 @@ class DecodeRun:
     down_rows: list[int] | None = None
     inputs: dict[str, list[int]] | None = None
     """Inputs that counted, likewise, of projections with thresholds on them."""
+    gate_rows: list[int] | None = None
+    """Rows of gate that were read, likewise; None where all are."""
+    reads: dict[str, Any] | None = None
+    """Fields of `sparsity.CandidateReads`, where a predictor or a sketch chooses."""
 
 
 class Side(Protocol):

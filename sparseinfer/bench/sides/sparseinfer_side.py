@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from sparseinfer.bench.settings import SKETCH_BITS
+from sparseinfer.bench.sides.choosers import chooser_microseconds
 from sparseinfer.bench.sides.side import DecodeRun
+from sparseinfer.bench.state_file import Content, read_state
+from sparseinfer.bench.states import Layout
 from sparseinfer.engine import Model
 from sparseinfer.engine.torch_threads import torch_threads
 from sparseinfer.kernels.bandwidth import read_bandwidth
 from sparseinfer.kernels.input_mask import PROJECTIONS
 from sparseinfer.kernels.isa import choose_isa
+from sparseinfer.kernels.lowrank import LowRank
 from sparseinfer.kernels.matrix import row_bytes
+from sparseinfer.kernels.sign import SignBits
 from sparseinfer.kernels.threads import CpuPool
 from sparseinfer.packed import open_model
-from sparseinfer.sparsity import SparsityCounts, bytes_per_token, sparsities
+from sparseinfer.sparsity import CandidateReads, SparsityCounts, bytes_per_token, sparsities
 from sparseinfer.version import __version__
 
 _BANDWIDTH_BYTES = 1 << 28
@@ -32,7 +39,8 @@ class SparseInferSide:
         weights: auto | bf16 | int8 | int4 | fp32.
         threads: of the kernels.
         huge_pages: of a packed artifact.
-        by_input: store all projections of a checkpoint by input, for thresholds on these.
+        layout: how the weights of a checkpoint are held: by input for thresholds on inputs of all
+            projections, sketched for thresholds on estimates of a sketch.
 
     Raises:
         SparseInferError: whatever `engine.Model` refuses.
@@ -45,15 +53,19 @@ class SparseInferSide:
         weights: str,
         threads: int,
         huge_pages: bool = False,
-        by_input: bool = False,
+        layout: Layout = "by default",
     ) -> None:
         self._model = Model(
             open_model(model),
             weights=weights,
             threads=threads,
             huge_pages=huge_pages,
-            by_input=PROJECTIONS if by_input else (),
+            by_input=PROJECTIONS if layout == "by input" else (),
         )
+        if layout == "sketched":
+            self._model.set_sketch(SKETCH_BITS)
+        self._phi = self._model.config.phi
+        self._files: dict[str, Content] = {}
         self._own = [threshold.clone() for threshold in self._model.thresholds]
         self._own_inputs = self._model.input_thresholds
         self._own_top_k = self._model.top_k
@@ -87,6 +99,8 @@ class SparseInferSide:
         self,
         layers: Sequence[float] | None,
         inputs: Mapping[str, Sequence[float]] | None = None,
+        file: str | None = None,
+        activation: str | None = None,
     ) -> None:
         """Decides what rests.
 
@@ -94,7 +108,14 @@ class SparseInferSide:
             layers: one threshold for all neurons of each layer; None: all rules that the model came
                 with.
             inputs: projection -> one threshold for all its inputs in each layer; None: none.
+            file: of `state_file`, in place of both.
+            activation: of the gate; None: the model's own.
         """
+        self._activate(activation or self._phi)
+        if file is not None:
+            content = self._content(file)
+            self._set(content.thresholds, {}, None, content.predictors)
+            return
         if layers is None:
             self._set(self._own, self._own_inputs, self._own_top_k)
             return
@@ -113,6 +134,7 @@ class SparseInferSide:
         layers: Sequence[torch.Tensor],
         inputs: Mapping[str, Sequence[torch.Tensor]],
         top_k: int | None,
+        predictors: Sequence[LowRank | SignBits] | None = None,
     ) -> None:
         model = self._model
         model.set_thresholds(layers)
@@ -120,6 +142,23 @@ class SparseInferSide:
             model.set_input_thresholds(inputs)
         if top_k != model.top_k:
             model.set_top_k(top_k)
+        if predictors is not None or model.predictors is not None:
+            model.set_predictors(predictors)
+
+    def _content(self, file: str) -> Content:
+        if file not in self._files:
+            self._files[file] = read_state(Path(file))
+        return self._files[file]
+
+    def _activate(self, phi: str) -> None:
+        """Computes another activation of the gate: no rule of any model asks for that, so `Model`
+        has no method for it."""
+        model = self._model
+        weights = model._weights
+        if weights.layers[0].ffn.phi == phi:
+            return
+        layers = [replace(one, ffn=replace(one.ffn, phi=phi)) for one in weights.layers]
+        model._use(replace(weights, layers=tuple(layers)))
 
     def set_dense(self) -> None:
         """Thresholds of 0: every neuron whose activation is not 0 is computed."""
@@ -138,6 +177,8 @@ class SparseInferSide:
             list(counts.up_rows),
             list(counts.down_rows),
             {name: list(used) for name, used in counts.inputs.items()},
+            None if counts.gate_rows is None else list(counts.gate_rows),
+            None if counts.reads is None else asdict(counts.reads),
         )
 
     def _decode_batch(self, prompts: Sequence[Sequence[int]], steps: int) -> DecodeRun:
@@ -170,6 +211,12 @@ class SparseInferSide:
         """Negative log-likelihood per token, in nats, of each window after its first token."""
         return [float(-self._model.score(window).mean()) for window in windows]
 
+    def chooser_microseconds(self, runs: int) -> list[float]:
+        """Of the predictor or sketch that is set, see `choosers`."""
+        layers = [layer.ffn for layer in self._model._weights.layers]
+        with torch.inference_mode(), torch_threads(1):
+            return chooser_microseconds(layers, CpuPool(self._model.threads), runs)
+
     def bandwidth(self) -> float:
         """GB/s at which the kernels' own threads read a buffer that no cache holds."""
         return read_bandwidth(CpuPool(self._model.threads), _BANDWIDTH_BYTES)
@@ -181,16 +228,22 @@ class SparseInferSide:
         tokens: int,
         context: float,
         inputs: Mapping[str, Sequence[int]] | None = None,
+        gate_rows: Sequence[int] | None = None,
+        reads: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Bytes per token and the three sparsities of rows counted over `tokens` tokens.
 
         Args:
-            inputs: as in `DecodeRun`.
+            inputs, gate_rows, reads: as in `DecodeRun`.
             context: positions attended to, on average.
         """
         config, formats = self._model.config, self._model.formats
         used = {name: tuple(counted) for name, counted in (inputs or {}).items()}
-        counts = SparsityCounts(tokens, tuple(up_rows), tuple(down_rows), used)
+        gates = None if gate_rows is None else tuple(gate_rows)
+        chosen = None
+        if reads is not None:
+            chosen = CandidateReads(**{**reads, "chooser": tuple(reads["chooser"])})
+        counts = SparsityCounts(tokens, tuple(up_rows), tuple(down_rows), used, gates, chosen)
         seen = tokens * config.intermediate_size
         read = bytes_per_token(
             config,
@@ -199,10 +252,13 @@ class SparseInferSide:
             [rows / seen for rows in down_rows],
             inputs=counts.input_density(config),
             context=round(context),
+            gate_density=None if gates is None else [rows / seen for rows in gates],
+            reads=chosen,
         )
         return {
             "weight_bytes": read.model_read,
             "kv_bytes": read.kv,
+            "parts": dict(read.parts),
             "sparsities": asdict(sparsities(config, formats, counts)),
         }
 

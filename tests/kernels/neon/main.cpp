@@ -19,6 +19,7 @@ int main(int count, char **arguments) {
         test_products(kernels);
         test_ffns(kernels);
         test_decoders(kernels);
+        test_candidates(kernels);
     }
     std::printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;

@@ -32,7 +32,7 @@ compile() {
     # shellcheck disable=SC2086
     $compiler $flags "$@" -c "$native/$source.cpp" -o "$build/$name/$source.o"
   done
-  for source in main products ffn decode; do
+  for source in main products ffn decode candidates; do
     # shellcheck disable=SC2086
     $compiler $flags -O1 "$@" -I"$native" -c "$here/$source.cpp" -o "$build/$name/test_$source.o"
   done
