@@ -20,7 +20,7 @@ key-value cache is counted beside them, never among them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sparseinfer.config import CalibrationRecord, ModelConfig
 from sparseinfer.formats import WeightFormats
@@ -126,6 +126,8 @@ class ByteCounts:
     parts: Mapping[str, float] = field(default_factory=dict)
     """Bytes read of each part: predictor (or sketch), gate, up, down, attention, head, other; their
     sum is `model_read`."""
+    dense_parts: Mapping[str, float] = field(default_factory=dict)
+    """The same of a dense step; their sum is `model_dense`."""
 
     @property
     def model_dense(self) -> float:
@@ -196,11 +198,10 @@ def bytes_per_token(
     )
     other, head = _other_bytes(config, formats), _head_bytes(config, formats)
     projections = config.num_layers * sum(attention.values())
-    parts |= {
-        "attention": projections - skipped,
-        "head": head,
-        "other": other - projections - head,
-    }
+    rest = {"head": head, "other": other - projections - head}
+    parts |= {"attention": projections - skipped} | rest
+    dense = {"predictor": 0.0} | dict.fromkeys(densities, float(matrix * config.num_layers))
+    dense |= {"attention": projections} | rest
     return ByteCounts(
         ffn_dense=3 * matrix * config.num_layers,
         ffn_read=read,
@@ -208,6 +209,7 @@ def bytes_per_token(
         kv=kv_bytes(config, formats, context),
         other_skipped=skipped,
         parts=parts,
+        dense_parts=dense,
     )
 
 
@@ -229,12 +231,46 @@ def sparsities(config: ModelConfig, formats: WeightFormats, counts: SparsityCoun
     """
     if counts.tokens == 0:
         raise ValueError("no tokens were counted yet: sparsity of nothing is not defined")
+    up = _densities(config, counts, counts.up_rows)
+    return _summed(up, counted_bytes(config, formats, counts))
+
+
+def counted_bytes(
+    config: ModelConfig, formats: WeightFormats, counts: SparsityCounts
+) -> ByteCounts:
+    """Bytes that a decode step reads on average, of a run whose rows were counted; keys and values
+    left out.
+
+    Raises:
+        ZeroDivisionError: nothing was counted yet.
+    """
+    return bytes_per_token(
+        config,
+        formats,
+        _densities(config, counts, counts.up_rows),
+        _densities(config, counts, counts.down_rows),
+        inputs=counts.input_density(config),
+        gate_density=None
+        if counts.gate_rows is None
+        else _densities(config, counts, counts.gate_rows),
+        reads=counts.reads,
+    )
+
+
+def as_if_known(
+    config: ModelConfig, formats: WeightFormats, counts: SparsityCounts
+) -> SparsityCounts:
+    """Counts of a model that knows its mask for nothing: of the gate it reads the neurons that are
+    kept. No predictor can read less without losing any."""
+    row = row_bytes(formats.layers, config.hidden_size)
+    free = CandidateReads((0,) * config.num_layers, row, row, row)
+    return replace(counts, gate_rows=counts.up_rows, reads=free)
+
+
+def _densities(config: ModelConfig, counts: SparsityCounts, rows: Sequence[int]) -> list[float]:
+    """Fraction of rows read in each layer."""
     seen = counts.tokens * config.intermediate_size
-    up = [rows / seen for rows in counts.up_rows]
-    down = [rows / seen for rows in counts.down_rows]
-    gate = None if counts.gate_rows is None else [rows / seen for rows in counts.gate_rows]
-    inputs = counts.input_density(config)
-    return _summary(config, formats, up, down, inputs, gate, counts.reads)
+    return [read / seen for read in rows]
 
 
 def expected_sparsities(
@@ -306,6 +342,10 @@ def _summary(
     counted = bytes_per_token(
         config, formats, up, down, inputs=inputs, gate_density=gate, reads=reads
     )
+    return _summed(up, counted)
+
+
+def _summed(up: Sequence[float], counted: ByteCounts) -> Sparsities:
     return Sparsities(
         neuron=1 - sum(up) / len(up),
         ffn_bytes=1 - counted.ffn_read / counted.ffn_dense,

@@ -11,6 +11,7 @@ from sparseinfer.cli.console import (
     HUGE_PAGES_HELP,
     JSON_HELP,
     MODEL_HELP,
+    PREDICTOR_HELP,
     THREADS_HELP,
     WEIGHTS_HELP,
     fraction,
@@ -64,6 +65,7 @@ def evaluate(
         Path | None, typer.Option(help="Also write report.json, report.md and report.html here.")
     ] = None,
     weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
+    predictor: Annotated[str | None, typer.Option(metavar="DIR", help=PREDICTOR_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
     huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
@@ -75,6 +77,8 @@ def evaluate(
         sparseinfer eval ./smollm2-135m-chess --report report
 
         sparseinfer eval ./smollm2-135m-chess --tasks arc_easy,piqa,hellaswag --limit 300
+
+        sparseinfer eval ./smollm2-135m-chess --predictor ./predictor --report report
 
         sparseinfer eval smollm2-135m --ppl-p 1%
     """
@@ -99,6 +103,7 @@ def evaluate(
             stride=stride,
             parent=parent,
             weights=weights,
+            predictor=predictor,
             threads=threads,
             huge_pages=huge_pages,
             by="decode" if by == "decode" else "prefill",
@@ -158,6 +163,7 @@ def _rows(result: Evaluation) -> list[tuple[str, str]]:
         ]
     else:
         rows.append(("firing", f"left out: {result.no_firing_because}"))
+    rows += _predictor_rows(result)
     if result.ppl_p:
         at = result.ppl_p
         rows.append(
@@ -191,6 +197,45 @@ def _rows(result: Evaluation) -> list[tuple[str, str]]:
             f"{result.model.weights}",
         ),
     ]
+
+
+def _predictor_rows(result: Evaluation) -> list[tuple[str, str]]:
+    one = result.predictor
+    if one is None:
+        return []
+    rows = [("predictor", f"{one.record.kind}, calibrated to recall {one.record.recall:g}")]
+    if one.layers:
+        shares = {
+            name: sum(getattr(layer, name) for layer in one.layers) / len(one.layers)
+            for name in ("precision", "true_sparsity", "predicted_sparsity")
+        }
+        rows += [
+            ("recall", _span([layer.recall for layer in one.layers])),
+            ("precision", percent(shares["precision"])),
+            (
+                "predicted sparsity",
+                f"{percent(shares['predicted_sparsity'])}, true {percent(shares['true_sparsity'])}",
+            ),
+            ("FFN output error", _span([layer.output_error for layer in one.layers])),
+        ]
+    else:
+        rows.append(("recall", f"left out: {one.no_layers_because}"))
+    without = one.gate_first
+    read = {
+        "predictor": result.sparsities,
+        "gate-first": without.sparsity.sparsities,
+        "oracle": without.oracle.sparsities,
+    }
+    rows += [
+        ("gate-first perplexity", f"{without.perplexity:.3f} (the oracle's by construction)"),
+        (
+            "bytes per token by",
+            ", ".join(
+                f"{name} {megabytes(found.bytes_per_token_read)}" for name, found in read.items()
+            ),
+        ),
+    ]
+    return rows
 
 
 def _comparison_rows(result: Evaluation) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from sparseinfer.eval.windows import Recipe
 from sparseinfer.report import ComparisonReport
 from sparseinfer.report.comparison import ComparisonPoint, MissingPoint
 from sparseinfer.report.parts import Measurement, ModelFacts, Provenance, Quality, Sparsity, Timing
-from sparseinfer.sparsity import sparsities
+from sparseinfer.sparsity import counted_bytes, sparsities
 
 
 def comparison_report(
@@ -87,4 +87,5 @@ def _sparsity(point: Point) -> Sparsity:
     for score in point.scores[1:]:
         counts += score.counts
     found = sparsities(point.config, point.formats, counts)
-    return sparsity(found, counts.input_density(point.config))
+    read = counted_bytes(point.config, point.formats, counts)
+    return sparsity(found, counts.input_density(point.config), read)

@@ -10,6 +10,9 @@ from sparseinfer.eval.held_out import seen_as
 DRIFT = 0.05
 """A layer's sparsity this far from the calibrated one is worth a word."""
 
+MISSED = 0.01
+"""Recall that falls short by more than this is, too."""
+
 
 def caveats(found: Evaluation) -> Iterator[str]:
     """One sentence or two each."""
@@ -29,8 +32,32 @@ def caveats(found: Evaluation) -> Iterator[str]:
     if found.comparison and found.comparison.no_interval_because:
         yield f"No interval of the ratio: {found.comparison.no_interval_because}."
     yield from _drift(found)
+    yield from _predicted(found)
     if found.tasks and found.tasks.limit is not None:
         yield f"Tasks ran on their first {found.tasks.limit} examples, not on all."
+
+
+def _predicted(found: Evaluation) -> Iterator[str]:
+    """Published predictors reached their recall by letting most neurons through."""
+    one = found.predictor
+    if one is None or not one.layers:
+        return
+    count = len(one.layers)
+    recall = sum(layer.recall for layer in one.layers) / count
+    if recall < one.record.recall - MISSED:
+        yield (
+            f"The predictor finds {recall:.1%} of the neurons that fire here, not the "
+            f"{one.record.recall:.1%} that it was calibrated to."
+        )
+    true, predicted = (
+        sum(getattr(layer, name) for layer in one.layers) / count
+        for name in ("true_sparsity", "predicted_sparsity")
+    )
+    if predicted < true / 2:
+        yield (
+            f"The predictor loses more than half of the sparsity: it skips {predicted:.1%} of "
+            f"neurons, {true:.1%} do not fire."
+        )
 
 
 def _drift(found: Evaluation) -> Iterator[str]:

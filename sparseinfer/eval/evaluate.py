@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.checkpoint.layout import Progress, no_progress
@@ -27,6 +28,7 @@ from sparseinfer.eval.parent import find_parent
 from sparseinfer.eval.perplexity import measure, perplexity, sum_of
 from sparseinfer.eval.phases import PhaseSparsity, generate_for_counts, phase_sparsity
 from sparseinfer.eval.ppl_p import PplP, check_p
+from sparseinfer.eval.predictor import PredictorFound, check_predictor, measure_predictor
 from sparseinfer.eval.provenance import TASK_PACKAGES, Stopwatch, model_facts, provenance
 from sparseinfer.eval.report_parts import conversion
 from sparseinfer.eval.tasks import SEED as TASK_SEED
@@ -35,9 +37,10 @@ from sparseinfer.eval.windows import Recipe, make_windows, token_stream
 from sparseinfer.formats import import_dtype
 from sparseinfer.packed import Packed, open_model
 from sparseinfer.packed.source import choose_model_formats
+from sparseinfer.predictors.artifact import read_record
 from sparseinfer.report.parts import Conversion, ModelFacts, Provenance, Timing
 from sparseinfer.sources import EVALUATION_TEXT, load_text, resolve_model
-from sparseinfer.sparsity import Sparsities
+from sparseinfer.sparsity import ByteCounts, Sparsities
 from sparseinfer.tokenizer import load_tokenizer
 
 DEFAULT_CONTEXT = 1024
@@ -63,6 +66,8 @@ class Evaluation:
     input_density: dict[str, tuple[float, ...]]
     """Projection -> fraction of its inputs that counted per layer, as in `PhaseSparsity`."""
     sparsities: Sparsities
+    bytes: ByteCounts
+    """Behind those."""
     prefill: PhaseSparsity | None
     """Of all tokens in scored windows; where decoding scored them, of the prompts of `decode`."""
     decode: PhaseSparsity | None
@@ -70,6 +75,8 @@ class Evaluation:
     threshold_deciles: dict[str, tuple[tuple[float, ...], ...]]
     """`neurons`, or the projection whose inputs have thresholds -> minimum, nine deciles and
     maximum of each layer's thresholds; empty without thresholds."""
+    predictor: PredictorFound | None
+    """Where the model was given one; then all else is measured with it."""
     firing: Firing | None
     no_firing_because: str
     """Why `firing` is None; empty where it is not."""
@@ -90,6 +97,7 @@ def evaluate(
     stride: int | None = None,
     parent: str | None = None,
     weights: str = "auto",
+    predictor: str | None = None,
     threads: int | None = None,
     huge_pages: bool = False,
     by: Phase = "prefill",
@@ -112,6 +120,8 @@ def evaluate(
             a packed dense model the checkpoint it was packed from.
         weights: type to hold both models in, see `engine.load`; with `auto` each has its own, so
             that a packed model is compared with the parent as that is stored.
+        predictor: see `engine.load`; the model is measured with it, and beside it with all gate
+            values computed. How good each layer's guesses are is measured on `firing_tokens`.
         huge_pages: see `engine.load`.
         by: compute in chunks (`prefill`) or token by token (`decode`).
         firing_tokens: watch neurons on about this many tokens of the text; 0 leaves that out.
@@ -129,6 +139,8 @@ def evaluate(
         raise ConfigError(f"firing tokens {firing_tokens} is not a number of tokens, or 0")
     check_threads(threads)
     check_p(ppl_p)
+    check_predictor(predictor, ppl_p)
+    predictor_record = None if predictor is None else read_record(Path(predictor))
     watch = Stopwatch()
     with watch.stage("loading"):
         opened = open_tasks(tasks, limit) if tasks else None
@@ -158,7 +170,7 @@ def evaluate(
                 f"the parent's vocabulary ({dense_source.config.vocab_size}) is not the model's "
                 f"({source.config.vocab_size})"
             )
-        running = _load(source, weights, threads, huge_pages)
+        running = _load(source, weights, threads, huge_pages, predictor)
         dense = _load(dense_source, weights, threads, huge_pages) if dense_source else None
     with watch.stage("scoring"):
         measured = measure(running, dense, windows, by=by, progress=progress)
@@ -174,6 +186,13 @@ def evaluate(
     sample = Sample(stream, recipe, rounding(source, running))
     with watch.stage("watching neurons"):
         firing, no_firing = watch_neurons(source, running, sample, firing_tokens, progress)
+    predicted = None
+    if predictor_record is not None:
+        with watch.stage("watching the predictor"):
+            predicted = measure_predictor(
+                predictor_record, source, running, sample, firing_tokens, windows,
+                by=by, progress=progress,
+            )  # fmt: skip
     answered = None
     if opened:
         with watch.stage("tasks"):
@@ -199,9 +218,11 @@ def evaluate(
         layer_sparsity=scored.layer_sparsity,
         input_density=scored.input_density,
         sparsities=scored.sparsities,
+        bytes=scored.bytes,
         prefill=scored if by == "prefill" else prompts,
         decode=decode,
         threshold_deciles=thresholds,
+        predictor=predicted,
         firing=firing,
         no_firing_because=no_firing,
         ppl_p=reached,
@@ -216,6 +237,7 @@ def evaluate(
                 "by": by,
                 "parent": found.reference if found else None,
                 "weights": str(running.formats),
+                "predictor": predictor,
                 "huge_pages": huge_pages,
                 "prefill": _PREFILL,
                 "firing_tokens": firing_tokens,
@@ -238,9 +260,20 @@ _PREFILL = "fp32"
 
 
 def _load(
-    source: Checkpoint | Packed, weights: str, threads: int | None, huge_pages: bool
+    source: Checkpoint | Packed,
+    weights: str,
+    threads: int | None,
+    huge_pages: bool,
+    predictor: str | None = None,
 ) -> Model:
-    return Model(source, weights=weights, threads=threads, huge_pages=huge_pages, prefill=_PREFILL)
+    return Model(
+        source,
+        weights=weights,
+        predictor=predictor,
+        threads=threads,
+        huge_pages=huge_pages,
+        prefill=_PREFILL,
+    )
 
 
 def _parent_name(source: Checkpoint | Packed) -> str | None:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.engine import Model
-from sparseinfer.sparsity import Sparsities, SparsityCounts, sparsities
+from sparseinfer.sparsity import (
+    ByteCounts,
+    Sparsities,
+    SparsityCounts,
+    counted_bytes,
+    sparsities,
+)
 
 PROMPTS = 4
 PROMPT_TOKENS = 64
@@ -25,6 +31,7 @@ class PhaseSparsity:
     """Projection -> fraction of its inputs that counted, for each layer; of those with thresholds
     on their inputs."""
     sparsities: Sparsities
+    bytes: ByteCounts
 
 
 def phase_sparsity(model: Model, counts: SparsityCounts) -> PhaseSparsity | None:
@@ -38,6 +45,7 @@ def phase_sparsity(model: Model, counts: SparsityCounts) -> PhaseSparsity | None
             name: tuple(layers) for name, layers in counts.input_density(model.config).items()
         },
         sparsities=sparsities(model.config, model.formats, counts),
+        bytes=counted_bytes(model.config, model.formats, counts),
     )
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from sparseinfer.eval.caveats import caveats
 from sparseinfer.eval.evaluate import Evaluation
 from sparseinfer.eval.firing import HOT, LayerFiring
 from sparseinfer.eval.phases import PhaseSparsity
 from sparseinfer.eval.ppl_p import PplP
+from sparseinfer.eval.predictor import PredictorFound
 from sparseinfer.eval.report_parts import quality, sparsity, task_results, text_recipe
+from sparseinfer.predictors.metrics import Quality
 from sparseinfer.report import EvaluationReport, evaluation
-from sparseinfer.report.parts import Measurement, SpeedRow
+from sparseinfer.report.parts import Measurement, Sparsity, SpeedRow
 
 
 def evaluation_report(
@@ -41,7 +44,7 @@ def evaluation_report(
                     found.comparison,
                     found.no_comparison_because,
                 ),
-                sparsity=sparsity(found.sparsities, found.input_density),
+                sparsity=sparsity(found.sparsities, found.input_density, found.bytes),
             ),
         ),
         phases=tuple(_phases(found)),
@@ -52,12 +55,63 @@ def evaluation_report(
         if found.firing
         else None,
         no_firing_because=found.no_firing_because,
+        predictor=_predictor(found, found.predictor) if found.predictor else None,
         ppl_p=(_ppl_p(found.ppl_p, text),) if found.ppl_p else (),
         tasks=task_results(found.tasks) if found.tasks else (),
         harness=found.tasks.harness if found.tasks else None,
         answers=tuple(answers),
         conversion=found.conversion,
         timing=found.timing.model_copy(update={"speed": tuple(speed)}),
+    )
+
+
+def _phase_sparsity(found: PhaseSparsity) -> Sparsity:
+    return sparsity(found.sparsities, found.input_density, found.bytes)
+
+
+def _predictor(found: Evaluation, one: PredictorFound) -> evaluation.Predictor:
+    scored = sparsity(found.sparsities, found.input_density, found.bytes)
+    without = one.gate_first
+    dense = found.comparison.perplexity if found.comparison else None
+
+    def variant(
+        finds_by: Literal["predictor", "gate", "oracle"], perplexity: float, read: Sparsity
+    ) -> evaluation.PredictorVariant:
+        return evaluation.PredictorVariant(
+            finds_by=finds_by,
+            perplexity=perplexity,
+            ratio=perplexity / dense if dense else None,
+            sparsity=read,
+        )
+
+    return evaluation.Predictor(
+        kind=one.record.kind,
+        target_recall=one.record.recall,
+        record=one.record.model_dump(mode="json", exclude={"layers"}),
+        tokens=one.tokens or None,
+        layers=tuple(
+            evaluation.PredictorLayer(
+                layer=layer,
+                rank=one.record.layers[layer].rank,
+                bytes_per_token=one.bytes_per_token[layer],
+                **quality.model_dump(exclude={"tokens"}),
+            )
+            for layer, quality in enumerate(one.layers)
+        ),
+        mean=_mean(one.layers) if one.layers else None,
+        no_layers_because=one.no_layers_because,
+        variants=(
+            variant("predictor", found.perplexity, scored),
+            variant("gate", without.perplexity, _phase_sparsity(without.sparsity)),
+            variant("oracle", without.perplexity, _phase_sparsity(without.oracle)),
+        ),
+    )
+
+
+def _mean(layers: Sequence[Quality]) -> evaluation.Prediction:
+    values = [layer.model_dump(exclude={"tokens"}) for layer in layers]
+    return evaluation.Prediction.model_validate(
+        {name: sum(one[name] for one in values) / len(values) for name in values[0]}
     )
 
 
@@ -72,7 +126,7 @@ def _phases(found: Evaluation) -> Iterator[evaluation.PhaseSparsity]:
             yield evaluation.PhaseSparsity(
                 phase=phase,
                 tokens=one.tokens,
-                sparsity=sparsity(one.sparsities, one.input_density),
+                sparsity=_phase_sparsity(one),
                 layers=one.layer_sparsity,
             )
 

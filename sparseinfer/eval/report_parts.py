@@ -13,6 +13,7 @@ from sparseinfer.report.parts import (
     AgainstDense,
     Conversion,
     Interval,
+    PartBytes,
     Quality,
     Search,
     SearchCheck,
@@ -21,7 +22,7 @@ from sparseinfer.report.parts import (
     TaskResult,
     TextRecipe,
 )
-from sparseinfer.sparsity import Sparsities
+from sparseinfer.sparsity import ByteCounts, Sparsities
 
 
 def text_recipe(recipe: Recipe) -> TextRecipe:
@@ -67,11 +68,14 @@ def against_dense(found: Comparison) -> AgainstDense:
     )
 
 
-def sparsity(found: Sparsities, input_density: Mapping[str, Sequence[float]]) -> Sparsity:
+def sparsity(
+    found: Sparsities, input_density: Mapping[str, Sequence[float]], counted: ByteCounts
+) -> Sparsity:
     """The three sparsities.
 
     Args:
         input_density: projection -> fraction of its inputs that counted, for each layer.
+        counted: the bytes behind them.
     """
     return Sparsity(
         neuron=found.neuron,
@@ -80,6 +84,10 @@ def sparsity(found: Sparsities, input_density: Mapping[str, Sequence[float]]) ->
         bytes_per_token_dense=found.bytes_per_token_dense,
         bytes_per_token_read=found.bytes_per_token_read,
         inputs={name: 1 - sum(one) / len(one) for name, one in input_density.items()},
+        parts=tuple(
+            PartBytes(part=part, dense=counted.dense_parts[part], read=read)
+            for part, read in counted.parts.items()
+        ),
     )
 
 

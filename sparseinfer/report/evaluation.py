@@ -115,6 +115,61 @@ class PplP(Part):
     """In the order they were tried."""
 
 
+class Prediction(Part):
+    """How well neurons are predicted."""
+
+    recall: Fraction
+    """Of the neurons that fire, the fraction that is let through."""
+    precision: Fraction
+    """Of the neurons that are let through, the fraction that fires."""
+    true_sparsity: Fraction
+    """Neurons that do not fire."""
+    predicted_sparsity: Fraction
+    """Neurons that are not let through."""
+    output_error: Quantity
+    """norm(y - y') / norm(y), mean over tokens: y the FFN's output by the rule, y' where only what
+    is let through counts."""
+
+
+class PredictorLayer(Prediction):
+    """Of one layer."""
+
+    layer: int = Field(ge=0)
+    rank: int | None = Field(default=None, gt=0)
+    """Of a low-rank predictor."""
+    bytes_per_token: int = Field(gt=0)
+    """That its guess reads."""
+
+
+class PredictorVariant(Part):
+    """The same model with one way to find the neurons that fire."""
+
+    finds_by: Literal["predictor", "gate", "oracle"]
+    """The predictor, all gate values, or a mask that is known for nothing: a bound, which computes
+    the same as `gate` and reads less."""
+    perplexity: Quantity
+    """On the first text."""
+    ratio: Quantity = None
+    """To the dense parent's; null where that was not measured."""
+    sparsity: Sparsity
+
+
+class Predictor(Part):
+    """A predictor and what it costs and loses."""
+
+    kind: Literal["lowrank", "sign"]
+    target_recall: Fraction
+    record: Settings
+    """`predictor.json` (docs/predictors.md)."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Of the first text, that `layers` were measured on."""
+    layers: tuple[PredictorLayer, ...] = ()
+    mean: Prediction | None = None
+    """Over layers; null without them."""
+    no_layers_because: Text = ""
+    variants: tuple[PredictorVariant, ...] = ()
+
+
 class Answer(Part):
     """What one side said."""
 
@@ -134,6 +189,8 @@ class EvaluationReport(Head):
     firing: FiringRecipe | None = None
     """Null where neither firing statistics nor CETT were measured."""
     no_firing_because: Text = ""
+    predictor: Predictor | None = None
+    """Null where all gate values are computed."""
     ppl_p: tuple[PplP, ...] = ()
     tasks: tuple[TaskResult, ...] = ()
     harness: Settings | None = None
@@ -152,6 +209,9 @@ class EvaluationReport(Head):
         by_layer = [one.layers for one in (*self.phases, *self.ppl_p) if one.layers]
         if any(len(one) != self.model.layers for one in by_layer):
             raise ValueError(f"a sparsity by layer is not one of {self.model.layers} layers")
+        predicted = () if self.predictor is None else self.predictor.layers
+        if predicted and [one.layer for one in predicted] != list(range(self.model.layers)):
+            raise ValueError("the predictor's layers are not all of the model's, in order")
         fired = [one.firing for one in self.layers if one.firing is not None]
         if len({len(one.heatmap) for one in fired}) > 1:
             raise ValueError("rows of the firing heatmap differ in length")

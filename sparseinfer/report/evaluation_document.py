@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from sparseinfer.report.bytes_section import bytes_section
 from sparseinfer.report.cells import Cell, Value, byte_count, count, percent, quantity, ratio
 from sparseinfer.report.document import Document, Figure, Section, Table, gallery, table
 from sparseinfer.report.evaluation import (
@@ -15,6 +16,8 @@ from sparseinfer.report.evaluation import (
 )
 from sparseinfer.report.heatmap import heatmap, heatmap_legend
 from sparseinfer.report.layer_plots import FAN_LEGEND, Line, fan_plot, line_legend, line_plot
+from sparseinfer.report.parts import Sparsity
+from sparseinfer.report.predictor_section import FINDS_BY, predictor_section
 from sparseinfer.report.search_section import search_section
 from sparseinfer.report.shared_sections import (
     QUALITY_COLUMNS,
@@ -41,8 +44,13 @@ def evaluation_document(report: EvaluationReport) -> Document:
     sections = [
         _quality_section(report),
         _sparsity_section(report),
-        _layer_section(report),
     ]
+    read = bytes_section(_read_states(report))
+    if read is not None:
+        sections.append(read)
+    if report.predictor is not None:
+        sections.append(predictor_section(report.predictor))
+    sections.append(_layer_section(report))
     if any(layer.thresholds for layer in report.layers):
         sections.append(_threshold_section(report.layers))
     if report.firing is not None and any(layer.firing for layer in report.layers):
@@ -165,6 +173,17 @@ def _sparsity_section(report: EvaluationReport) -> Section:
         rows.append((name, count(tokens), *sparsity_cells(sparsity), *inputs))
     columns = ("of", "tokens", *SPARSITY_COLUMNS, *(f"inputs of {name}" for name in projections))
     return Section("Sparsity", (table("The three sparsities", columns, rows),))
+
+
+def _read_states(report: EvaluationReport) -> list[tuple[str, Sparsity]]:
+    """What is shown beside dense: the first text, or its predictor beside what that stands for."""
+    if report.predictor is not None and report.predictor.variants:
+        variants = report.predictor.variants
+        return [(FINDS_BY[one.finds_by], one.sparsity) for one in variants]
+    first = report.measurements[0]
+    found = [(f"{first.text}, scored", first.sparsity)]
+    generated = (one.sparsity for one in report.phases if one.phase == "decode")
+    return found + [("generated tokens", one) for one in generated]
 
 
 def _layer_section(report: EvaluationReport) -> Section:

@@ -110,6 +110,17 @@ class Quality(Part):
     no_dense_because: Text = ""
 
 
+class PartBytes(Part):
+    """Weight bytes of one part of the model, for one token."""
+
+    part: Text
+    """predictor (or sketch), gate, up, down, attention, head or other (norms, biases, one row of
+    the embedding)."""
+    dense: float = Field(ge=0)
+    """Read by a dense step."""
+    read: float = Field(ge=0)
+
+
 class Sparsity(Part):
     """The three sparsities, with the bytes behind two of them."""
 
@@ -123,6 +134,17 @@ class Sparsity(Part):
     bytes_per_token_read: int = Field(ge=0)
     inputs: dict[str, Fraction] = Field(default_factory=dict)
     """Fraction of inputs skipped, for each projection that has input thresholds."""
+    parts: tuple[PartBytes, ...] = ()
+    """Where the bytes are; their sums are the two above. Empty where it was not counted."""
+
+    @model_validator(mode="after")
+    def _sums(self) -> Sparsity:
+        for name in ("dense", "read") if self.parts else ():
+            total = sum(getattr(one, name) for one in self.parts)
+            whole = getattr(self, f"bytes_per_token_{name}")
+            if abs(total - whole) > 1:
+                raise ValueError(f"bytes by part add up to {total:.0f} {name}, not to {whole}")
+        return self
 
 
 class Measurement(Part):

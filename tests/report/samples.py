@@ -99,6 +99,66 @@ def sparsity(neuron: float, model_bytes: float | None = None) -> dict[str, Any]:
         "model_bytes": share,
         "bytes_per_token_dense": DENSE_BYTES,
         "bytes_per_token_read": round(DENSE_BYTES * (1 - share)),
+        "parts": parts(share),
+    }
+
+
+def parts(share: float, guessed: float = 0.0) -> list[dict[str, Any]]:
+    """Bytes of each part where so much of the model is not read, and so much by a predictor."""
+    dense = {"predictor": 0, "gate": 53e6, "up": 53e6, "down": 53e6, "attention": 53e6,
+             "head": 56.5e6, "other": 0.5e6}  # fmt: skip
+    saved = DENSE_BYTES * (share + guessed)
+    # Up and down first; what they do not have comes off gate and attention.
+    few, more = min(saved, 2 * 50e6) / 2, max(0.0, saved - 2 * 50e6) / 2
+    read = dense | {"predictor": guessed * DENSE_BYTES}
+    read |= {name: dense[name] - few for name in ("up", "down")}
+    read |= {name: dense[name] - more for name in ("gate", "attention")}
+    return [{"part": name, "dense": size, "read": read[name]} for name, size in dense.items()]
+
+
+def predictor() -> dict[str, Any]:
+    """A low-rank one, whose recall sinks with depth."""
+    draw = random.Random(3)
+    found = [
+        {
+            "layer": layer,
+            "recall": 0.985 - 0.0004 * layer + draw.gauss(0, 0.002),
+            "precision": 0.62 + 0.05 * math.sin(layer / 4),
+            "true_sparsity": 0.7 + 0.03 * math.sin(layer / 3),
+            "predicted_sparsity": 0.55 + 0.05 * math.sin(layer / 5),
+            "output_error": 0.04 + 0.001 * layer + draw.gauss(0, 0.003),
+            "rank": 32 + 16 * (layer % 3),
+            "bytes_per_token": 180_000 + 1000 * layer,
+        }
+        for layer in range(LAYERS)
+    ]
+    shares = {"predictor": (39.9, 0.29), "gate": (39.7, 0.235), "oracle": (39.7, 0.31)}
+    return {
+        "kind": "lowrank",
+        "target_recall": 0.98,
+        "record": {"format_version": 1, "kind": "lowrank", "store": "bf16"},
+        "tokens": 4096,
+        "layers": found,
+        "mean": {
+            name: sum(one[name] for one in found) / LAYERS
+            for name in (
+                "recall",
+                "precision",
+                "true_sparsity",
+                "predicted_sparsity",
+                "output_error",
+            )
+        },
+        "variants": [
+            {
+                "finds_by": name,
+                "perplexity": perplexity,
+                "ratio": perplexity / PERPLEXITY,
+                "sparsity": sparsity(0.7, share)
+                | ({"parts": parts(share, 0.02)} if name == "predictor" else {}),
+            }
+            for name, (perplexity, share) in shares.items()
+        ],
     }
 
 
@@ -235,6 +295,7 @@ def evaluation(**changes: Any) -> EvaluationReport:
         ],
         "layers": layers(),
         "firing": {"text": "lambada", "tokens": 4096, "context": 1024},
+        "predictor": predictor(),
         "warnings": ["8,192 tokens are few: intervals are wide."],
         "ppl_p": [
             {
@@ -271,6 +332,7 @@ COSTS = {
     "wina": (1.018, 1.081, 1.34),
     "topk": (1.05, 1.241, 2.2),
     "oracle": (1.004, 1.026, 1.143),
+    "sketch": (1.009, 1.039, 1.16),
 }
 """Perplexity over dense at targets 0.3, 0.5 and 0.7."""
 

@@ -178,9 +178,10 @@ def test_a_bare_report_has_a_page():
     bare = [{"layer": layer, "realised_sparsity": 0.0} for layer in range(samples.LAYERS)]
     measured = samples.measurement(1.0, 0.0)
     measured["quality"] |= {"dense": None, "no_dense_because": "it is the dense model"}
+    measured["sparsity"] |= {"parts": []}
     report = samples.evaluation(
         layers=bare, firing=None, phases=[], ppl_p=[], tasks=[], answers=[],
-        conversion=None, measurements=[measured], timing={"date": "2026-11-22"},
+        conversion=None, measurements=[measured], predictor=None, timing={"date": "2026-11-22"},
     )  # fmt: skip
     page = _page(report)
     titles = [node.text() for node in page.all("h2")]
