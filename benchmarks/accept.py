@@ -42,6 +42,14 @@ from acceptance.figure import Figure, not_measured
 from acceptance.methods import budgets, calibration_time, compared, same_twice
 from acceptance.native import sanitizers
 from acceptance.packed import first_token, refusals, resident_memory
+from acceptance.predictors import (
+    planted,
+    relu_quality,
+    same_text,
+    sketch_quality,
+    sketch_speed,
+    training_time,
+)
 from acceptance.speed import speed
 from acceptance.tasks import tasks
 
@@ -65,6 +73,12 @@ CHECKS: dict[str, Callable[[Path], list[Figure]]] = {
     "budgets": budgets,
     "calibration-time": calibration_time,
     "tasks": tasks,
+    "sketch-quality": sketch_quality,
+    "sketch-speed": sketch_speed,
+    "planted": planted,
+    "relu-quality": relu_quality,
+    "training-time": training_time,
+    "same-text": same_text,
     "sanitizers": sanitizers,
 }
 SPEED = "speed"

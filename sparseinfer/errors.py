@@ -6,7 +6,10 @@ the message alone and exits with status 2; the server answers with a 4xx that ca
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class SparseInferError(Exception):

@@ -23,7 +23,7 @@ WEIGHT_DECAY = 1e-4
 MOST_POSITIVE_WEIGHT = 4.0
 CHECKS = 10
 """Times that a run is checked on held-out tokens."""
-PATIENCE = 3
+PATIENCE = 5
 """Checks without a gain after which it ends."""
 SMALLEST_GAIN = 0.002
 """Of the output error, relative, that counts as one."""

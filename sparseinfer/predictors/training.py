@@ -113,7 +113,7 @@ def train(
 
     Raises:
         RecallError: layers whose predictor, at this recall, keeps less than half of the true
-            sparsity; `records` holds what was reached. Nothing is written; with `accept` the same
+            sparsity; its `layers` say what was reached. Nothing is written; with `accept` the same
             call ends at once.
         PredictorError: captured data that is incomplete or of another model.
         SparseInferError: any of its other kinds.

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.engine import load
 from sparseinfer.errors import ConfigError
 from sparseinfer.eval.ppl_p import (
     LayerCurve,
@@ -19,6 +20,7 @@ from sparseinfer.eval.ppl_p import (
     measure_curves,
     ppl_p_sparsity,
 )
+from sparseinfer.eval.rules import rules_of
 from sparseinfer.eval.windows import Window
 from sparseinfer.layerwise import Rules
 
@@ -174,6 +176,27 @@ def test_a_model_that_needs_every_neuron_keeps_them():
     found = ppl_p_sparsity(ScriptedModel(cost=1e9), [CURVE, CURVE], WINDOWS, 0.01, curve_tokens=1)
     assert (found.cett, found.perplexity_ratio) == (0, 1)
     assert found.neuron_sparsity == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_a_sketch_is_lifted_first(make_model, make_sparse, weights):
+    sketched = load(make_sparse(gate_threshold=0.1, mask="sketch:4,64"), weights=weights, threads=1)
+    assert sketched.sketch_bits == 4
+    plain = load(make_model(), weights=weights, threads=1)
+    windows = [Window(tuple(range(5, 60)), 54)]
+    ids = torch.tensor([window.ids for window in windows])
+    found = [
+        ppl_p_sparsity(
+            model,
+            measure_curves(Checkpoint.open(model.path), rules_of(model), ids, dtype="fp32"),
+            windows,
+            0.5,
+            curve_tokens=ids.numel(),
+        )
+        for model in (sketched, plain)
+    ]
+    assert found[0] == found[1]
+    assert found[0].neuron_sparsity > 0.1
 
 
 @pytest.mark.parametrize("p", [0.0, -0.01, 10.0, math.nan, math.inf])

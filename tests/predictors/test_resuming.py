@@ -44,8 +44,19 @@ def test_a_killed_capture_goes_on(capture, train, relu_model, prose_file, tmp_pa
     assert capture().resumed_layers == 3
 
 
-def test_a_capture_killed_within_its_first_layer_goes_on(capture, relu_model, prose_file, tmp_path):
-    killed("capture", relu_model, prose_file, tmp_path / "c", "running", 5)
+def interrupted(run, what: str, done: int) -> None:
+    """The same moment as an exception: a process of its own takes seconds to start."""
+
+    def stop(name: str, count: int, _total: int) -> None:
+        if name.startswith(what) and count == done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=stop)
+
+
+def test_a_capture_that_ends_within_its_first_layer_goes_on(capture, tmp_path):
+    interrupted(capture, "running", 5)
     assert capture().resumed_layers == 0
     capture(out=tmp_path / "whole")
     assert files_of(tmp_path / "c") == files_of(tmp_path / "whole")
@@ -70,8 +81,8 @@ def test_a_killed_training_goes_on(train, relu_model, prose_file, tmp_path, capl
     assert not work.exists()
 
 
-def test_damaged_leftovers_are_named(train, relu_model, prose_file, tmp_path):
-    killed("train", relu_model, prose_file, tmp_path / "p", "layers", 1)
+def test_damaged_leftovers_are_named(train, tmp_path):
+    interrupted(train, "layers", 1)
     file = tmp_path / "p.training" / "layer-000.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(PredictorError, match=r"layer-000.safetensors is damaged; delete it"):

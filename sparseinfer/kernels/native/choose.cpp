@@ -51,9 +51,16 @@ void choose_on(const ChooserView &chooser, const Kernels &kernels, ThreadPool &p
     }
     const ChooseCall call{inputs, rows, room.chosen, room.g, room.u};
     const int64_t step = neurons_per_choice(chooser, pool.threads());
-    pool.run((chooser.neurons + step - 1) / step, [&](int64_t chunk) {
-        const int64_t begin = chunk * step;
-        kernels.choose(chooser, call, begin, std::min(begin + step, chooser.neurons));
+    const int64_t threads = pool.threads(), chunks = (chooser.neurons + step - 1) / step;
+    int64_t next = threads;
+    // One chunk ahead, to know what to ask memory for.
+    pool.run(threads, [&](int64_t thread) {
+        for (int64_t chunk = thread, following; chunk < chunks; chunk = following) {
+            following = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+            const int64_t begin = chunk * step;
+            kernels.choose(chooser, call, begin, std::min(begin + step, chooser.neurons),
+                           following < chunks ? following * step : -1);
+        }
     });
 }
 

@@ -108,9 +108,10 @@ inline void sketch_rows(const ChooserView &c, const uint8_t *const *rows, const 
     }
 }
 
-// g[i], u[i]: what neuron i0 + i's rows of gate and up estimate, without bias.
-inline void sketch_sixteen(const ChooserView &c, int64_t i0, int count, const Input &in, float *g,
-                           float *u) {
+// g[i], u[i]: what neuron i0 + i's rows of gate and up estimate, without bias. `soon`: the first of
+// the neurons that come next.
+inline void sketch_sixteen(const ChooserView &c, int64_t i0, int count, int64_t soon,
+                           const Input &in, float *g, float *u) {
     Vec gates[kChosenRows], ups[kChosenRows];
     for (int i = 0; i < kChosenRows; i += kSketchRows / 2) {
         const int here = count - i < kSketchRows / 2 ? count - i : kSketchRows / 2;
@@ -120,7 +121,8 @@ inline void sketch_sixteen(const ChooserView &c, int64_t i0, int count, const In
             out[r] = zero();
             const int64_t neuron = i0 + i + r / 2;
             rows[r] = (r % 2 ? c.up : c.gate) + neuron * c.stride;
-            ahead[r] = neuron + kChosenRows < c.neurons ? rows[r] + kChosenRows * c.stride : nullptr;
+            const int64_t coming = soon + i + r / 2;
+            ahead[r] = coming < c.neurons ? (r % 2 ? c.up : c.gate) + coming * c.stride : nullptr;
         }
         if (here == kSketchRows / 2)
             sketch_rows<kSketchRows>(c, rows, in, ahead, out);
@@ -134,10 +136,10 @@ inline void sketch_sixteen(const ChooserView &c, int64_t i0, int count, const In
 
 // Sets bit `b` of mask[i] where row b of x estimates that neuron i0 + i puts out enough.
 inline void chosen_by_sketch(const ChooserView &c, const ChooseCall &call, int64_t i0, int count,
-                             uint16_t *mask) {
+                             int64_t soon, uint16_t *mask) {
     for (int64_t b = 0; b < call.rows; b++) {
         float g[16], u[16];
-        sketch_sixteen(c, i0, count, call.inputs[b], g, u);
+        sketch_sixteen(c, i0, count, soon, call.inputs[b], g, u);
         if (call.g) {
             __builtin_memcpy(call.g + b * c.neurons + i0, g, count * sizeof(float));
             __builtin_memcpy(call.u + b * c.neurons + i0, u, count * sizeof(float));
@@ -156,7 +158,8 @@ inline void chosen_by_sketch(const ChooserView &c, const ChooseCall &call, int64
     }
 }
 
-void choose(const ChooserView &c, const ChooseCall &call, int64_t begin, int64_t end) {
+void choose(const ChooserView &c, const ChooseCall &call, int64_t begin, int64_t end,
+            int64_t following) {
     for (int64_t i0 = begin; i0 < end; i0 += kChosenRows) {
         const int count = static_cast<int>(smaller(kChosenRows, end - i0));
         uint16_t mask[kChosenRows] = {};
@@ -170,7 +173,9 @@ void choose(const ChooserView &c, const ChooseCall &call, int64_t begin, int64_t
         } else if (c.kind == Choice::sign) {
             for (int i = 0; i < count; i++) mask[i] = chosen_by_signs(c, call, i0 + i);
         } else {
-            chosen_by_sketch(c, call, i0, count, mask);
+            // The last of these neurons ask for the first of those where the thread goes on.
+            const int64_t behind = following < 0 ? c.neurons : following;
+            chosen_by_sketch(c, call, i0, count, i0 + count < end ? i0 + count : behind, mask);
         }
         for (int i = 0; i < count; i++) call.chosen[i0 + i] = mask[i];
     }

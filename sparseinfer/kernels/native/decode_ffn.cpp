@@ -94,9 +94,11 @@ void StepMember::choose(const FfnWeights &ffn) {
     const ChooseCall call{inputs, w_.count, w_.chosen, planes ? w_.g : nullptr,
                           planes ? w_.u : nullptr};
     const int64_t step = neurons_per_choice(chooser, team_.threads());
-    team_.claim(phase_++, thread_, chunks(chooser.neurons, step), [&](int64_t chunk, int64_t) {
+    team_.claim(phase_++, thread_, chunks(chooser.neurons, step), [&](int64_t chunk,
+                                                                     int64_t following) {
         const int64_t begin = chunk * step;
-        kernels_.choose(chooser, call, begin, std::min(begin + step, chooser.neurons));
+        kernels_.choose(chooser, call, begin, std::min(begin + step, chooser.neurons),
+                        following < 0 ? -1 : following * step);
     });
     team_.meet();
 }

@@ -52,6 +52,19 @@ private:
     int64_t range_ = 0, at_ = 0, end_ = 0;
 };
 
+// Asks for the scales of neurons in planes, which lie in the high ones: no row that is worked on asks
+// for those.
+inline void fetch_scales(const ChooserView &planes, const ChosenStep &step) {
+    const int64_t bytes = 2 * groups_of(planes.hidden);
+    const uint8_t *const rows[2] = {planes.gate, planes.up};
+    for (int i = 0; i < step.count; i++)
+        for (int p = 0; p < 2; p++) {
+            const uint8_t *row = rows[p] + step.neuron[i] * planes.stride;
+            for (int64_t k = 0; k < bytes; k += kLine) prefetch(row + k);
+            prefetch(row + bytes - 1);
+        }
+}
+
 // As ffn_ranges_of, with the gate rows of chosen neurons alone.
 template <Format F, bool kPlanes>
 void ffn_chosen_of(const FfnWeights &w, const FfnCall &call, int64_t first, int64_t *next) {
@@ -68,6 +81,7 @@ void ffn_chosen_of(const FfnWeights &w, const FfnCall &call, int64_t first, int6
         more = walk.take(steps[1 - at]);
         const ChosenStep &following = steps[1 - at];
         at = 1 - at;
+        if (kPlanes && more) fetch_scales(w.chooser, following);
         FfnBatch &batch = s.batches[now];
         FfnBatch &before = s.batches[1 - now];
         batch.range = step.range;

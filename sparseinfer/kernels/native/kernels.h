@@ -233,8 +233,10 @@ struct Kernels {
     int64_t (*choice_bytes)(const ChooserView &);
     void (*fill_choice)(const ChooserView &, const float *x, void *memory, Input *input);
     void (*view_choice)(const ChooserView &, const float *x, void *memory, Input *input);
-    // Chooses among neurons begin..end-1; `begin` is a multiple of 16.
-    void (*choose)(const ChooserView &, const ChooseCall &, int64_t begin, int64_t end);
+    // Chooses among neurons begin..end-1; `begin` is a multiple of 16. `following`: the neuron at
+    // which the thread goes on afterwards, or -1.
+    void (*choose)(const ChooserView &, const ChooseCall &, int64_t begin, int64_t end,
+                   int64_t following);
     // y[:, begin:end] from the ranges' accumulators, added in order of range; `begin` is a multiple
     // of kSumColumns.
     void (*ffn_sum)(const FfnWeights &, const FfnCall &, int64_t begin, int64_t end);
