@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sparseinfer.bench.settings import (
     PLANTED_RULES,
     PLANTED_SPARSITY,
+    SKETCH_BITS,
     SKETCHED_WEIGHTS,
     WEIGHTS,
     BenchSettings,
@@ -23,6 +24,7 @@ DEFAULT_SPARSITY: dict[str, tuple[Target, ...]] = {
     "sign": (0.0, PLANTED_SPARSITY),
 }
 """Of the first rule that is asked for, or of the planted weights."""
+OWN: tuple[Target, ...] = ("own",)
 DEFAULT_BASELINES = ("llama.cpp", "dense")
 DEFAULT_PREFILL = 512
 DEFAULT_QUALITY_TOKENS = 1024
@@ -44,6 +46,7 @@ class Plan:
     quality_tokens: int
     threads: int
     huge_pages: bool
+    predictor: str | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -77,6 +80,7 @@ def make_plan(
     has_thresholds: bool,
     has_tokenizer: bool,
     threads: int,
+    sketch_bits: int | None = None,
 ) -> Plan:
     """Makes the choices that the settings leave open.
 
@@ -84,15 +88,21 @@ def make_plan(
         packed_as: format of a packed artifact; None for a checkpoint.
         has_thresholds: whether the model came with thresholds.
         has_tokenizer: whether quality can be measured on text.
+        sketch_bits: of the sketch that the model's thresholds are on; None without.
 
     Raises:
-        ConfigError: what cannot be measured of a packed artifact, or of a model without
-            thresholds.
+        ConfigError: what cannot be measured of a packed artifact, of a model without thresholds, or
+            of one with a sketch of its own.
     """
-    if "own" in (settings.sparsity or ()) and not has_thresholds:
-        raise ConfigError("--sparsity own: this model came without thresholds")
+    wants_own = "own" in (settings.sparsity or ())
+    if not has_thresholds and (wants_own or settings.predictor is not None):
+        option = "--sparsity own" if wants_own else "--predictor"
+        raise ConfigError(f"{option}: this model came without thresholds")
     rules = settings.rules
-    weights = SKETCHED_WEIGHTS if rules == ("sketch",) else WEIGHTS
+    if sketch_bits is not None:
+        _check_sketched(settings, sketch_bits)
+    only_sketched = rules == ("sketch",) or sketch_bits is not None
+    weights = SKETCHED_WEIGHTS if only_sketched else WEIGHTS
     leading = next((rule for rule in rules if rule in PLANTED_RULES), rules[0])
     sparsity = DEFAULT_SPARSITY[leading]
     # llama.cpp's Llama has neither ReLUs nor biases.
@@ -100,10 +110,14 @@ def make_plan(
     if packed_as is not None:
         _check_packed(settings, packed_as)
         weights, sparsity, baselines = (packed_as,), (0.0,), ("dense",)
+        if sketch_bits is not None:
+            _check_packed_sketch(settings)
+            sparsity, baselines = OWN, ()
     elif settings.huge_pages:
         raise ConfigError("--huge-pages is for packed artifacts: a checkpoint has them in any case")
-    if has_thresholds and rules == ("neurons",):
-        sparsity = (0.0, "own")
+    by_default = rules == ("neurons",) or settings.predictor is not None
+    if has_thresholds and by_default:
+        sparsity = (0.0, *OWN) if baselines else OWN
     trained = settings.random_weights is None
     prefill, quality = settings.prefill, settings.quality_tokens
     return Plan(
@@ -119,7 +133,29 @@ def make_plan(
         quality_tokens=quality if quality is not None else DEFAULT_QUALITY_TOKENS * has_tokenizer,
         threads=threads,
         huge_pages=settings.huge_pages,
+        predictor=settings.predictor,
     )
+
+
+def _check_sketched(settings: BenchSettings, bits: int) -> None:
+    if "sketch" in settings.rules and bits != SKETCH_BITS:
+        raise ConfigError(
+            f"--rule sketch is one of {SKETCH_BITS} bits, the model has its own of {bits}; give "
+            "its parent"
+        )
+    for name in settings.weights or ():
+        if name not in SKETCHED_WEIGHTS:
+            raise ConfigError(
+                f"the model has a sketch, which {name} weights do not: it reads as much as they do"
+            )
+
+
+def _check_packed_sketch(settings: BenchSettings) -> None:
+    if 0 in (settings.sparsity or ()) or settings.baselines is not None:
+        raise ConfigError(
+            "the model is packed with its sketch, and has no dense mode; give the checkpoint that "
+            "it was packed from"
+        )
 
 
 def _check_packed(settings: BenchSettings, packed_as: str) -> None:

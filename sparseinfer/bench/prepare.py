@@ -15,6 +15,7 @@ from sparseinfer.bench.plan import Plan
 from sparseinfer.bench.settings import GGUF_TYPES, PLANTED_RULES, Target
 from sparseinfer.bench.states import State
 from sparseinfer.bench.subject import Subject
+from sparseinfer.predictors.artifact import read_record
 
 Note = Callable[[str], None]
 """note(text): one line about a long step that begins."""
@@ -70,7 +71,8 @@ class _Finder:
         found = []
         for target in self._plan.targets:
             if target == "own":
-                found.append(State(target))
+                found.append(State(target, sketched=self._subject.is_sketched))
+                found += self._predicted()
             elif target == 0:
                 # ReLUs rest whatever the threshold is: a dense mode needs another activation.
                 instead = "silu" if self._plan.is_planted else None
@@ -80,6 +82,14 @@ class _Finder:
                     self._state(target, rule, weights) for rule in self._plan.rules_of(weights)
                 ]
         return found
+
+    def _predicted(self) -> list[State]:
+        """The model's own thresholds with its predictor, where one was given."""
+        if self._plan.predictor is None:
+            return []
+        record = read_record(Path(self._plan.predictor))
+        found = [layer.quality.model_dump() for layer in record.layers]
+        return [State("own", record.kind, predictor=True, found=found)]
 
     def _state(self, target: float, rule: str, weights: str) -> State:
         key = (rule, target, weights if rule == "sketch" and weights == _BY_HALVES else "")
@@ -108,7 +118,7 @@ class _Finder:
         if rule == "sketch":
             arguments["weights"] = weights
         self._worker.call(f"calibrate_{rule}", **arguments)
-        return [State(target, rule, file=arguments["file"])]
+        return [State(target, rule, file=arguments["file"], sketched=rule == "sketch")]
 
     def _planted(self, target: float) -> list[State]:
         """Gate-first, and all predictors: fitting runs the model once for all of them."""

@@ -25,6 +25,7 @@ from sparseinfer.bench.settings import BenchSettings
 from sparseinfer.bench.states import LAYOUTS, Layout, Ours
 from sparseinfer.bench.subject import Subject, find_source, make_subject
 from sparseinfer.engine.settings import check_threads, usable_threads
+from sparseinfer.engine.predictor import open_predictor
 from sparseinfer.errors import ConfigError
 from sparseinfer.machine import hardware, versions
 
@@ -96,9 +97,12 @@ def bench(settings: BenchSettings, *, progress: Progress, note: Note) -> BenchRe
         settings,
         packed_as=source.packed_as,
         has_thresholds=source.has_thresholds,
+        sketch_bits=source.sketch_bits,
         has_tokenizer=source.has_tokenizer,
         threads=usable_threads(settings.threads),
     )
+    if settings.predictor is not None:
+        open_predictor(settings.predictor, source.opened)  # refuses before long work
     subject = make_subject(source, plan)
     if "llama.cpp" in plan.baselines:
         check_library()
@@ -216,6 +220,7 @@ class _FormatRun:
         sides[name] = child.call(
             "open", engine="sparseinfer", model=str(self.subject.path), weights=weights,
             threads=self.plan.threads, huge_pages=self.plan.huge_pages, layout=layout,
+            predictor=self.plan.predictor if layout == "by default" else None,
         )  # fmt: skip
         return child
 

@@ -51,6 +51,7 @@ class BenchSettings:
         prefill: tokens of the prompt whose speed is measured; 0 leaves that out.
         quality_tokens: tokens that perplexity is measured on; 0 leaves that out.
         threads: of every side; None means the number of physical cores.
+        predictor: folder of one for `model`, whose own thresholds are then measured with it too.
 
     None in place of `weights`, `sparsity`, `baselines`, `prefill` or `quality_tokens` leaves the
     choice to `plan.make_plan`, which knows the model.
@@ -74,6 +75,7 @@ class BenchSettings:
     quality_tokens: int | None = None
     threads: int | None = None
     huge_pages: bool = False
+    predictor: str | None = None
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.random_weights is None):
@@ -102,6 +104,10 @@ class BenchSettings:
             _check_count("--quality-tokens", self.quality_tokens, 2, 1 << 24)
         if self.steps is not None:
             _check_count("--tokens", self.steps, 1, 1 << 16)
+        if self.predictor is not None and "own" not in (self.sparsity or ("own",)):
+            raise ConfigError("--predictor goes with --sparsity own: thresholds it was made for")
+        if self.predictor is not None and self.random_weights is not None:
+            raise ConfigError("--predictor: random weights have none; see --rule lowrank,sign")
         if self.random_weights is not None and self.quality_tokens:
             raise ConfigError("--quality-tokens: random weights have no quality to measure")
 

@@ -26,10 +26,13 @@ class State:
 
     Attributes:
         target: what was asked for.
-        rule: of `settings.RULES`; None where nothing was calibrated: dense, and own thresholds.
+        rule: of `settings.RULES`; None where nothing was calibrated: dense, and own thresholds
+            without a predictor.
         thresholds: of neurons, one per layer; None for what the model came with.
         inputs: projection -> one threshold per layer on its inputs; None without any.
         file: of `state_file`, in place of `thresholds`.
+        sketched: whether it needs weights that are held with a sketch.
+        predictor: whether neurons are found by the predictor that the model was given.
         activation: computed in place of the model's own; None leaves it.
         found: what its predictor does, a `predictors.metrics.Quality` of each layer; empty without.
     """
@@ -39,13 +42,15 @@ class State:
     thresholds: list[float] | None = None
     inputs: dict[str, list[float]] | None = None
     file: str | None = None
+    sketched: bool = False
+    predictor: bool = False
     activation: str | None = None
     found: Sequence[Mapping[str, float]] = ()
 
     @property
     def name(self) -> str:
         if self.target == "own":
-            return "own thresholds"
+            return f"own thresholds of {self.rule}" if self.rule else "own thresholds"
         return f"sparsity {self.target:g}" + (f" of {self.rule}" if self.rule else "")
 
     @property
@@ -53,7 +58,7 @@ class State:
         """How it needs weights to be held."""
         if self.inputs is not None:
             return "by input"
-        return "sketched" if self.rule == "sketch" else "by default"
+        return "sketched" if self.sketched else "by default"
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -62,6 +67,7 @@ class State:
             "layers": self.thresholds,
             "inputs": self.inputs,
             "file": self.file,
+            "predictor": self.predictor,
             "activation": self.activation,
         }
 

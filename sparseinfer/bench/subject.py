@@ -71,6 +71,14 @@ class Subject:
     def config(self) -> ModelConfig:
         return self.opened.config
 
+    @property
+    def is_sketched(self) -> bool:
+        """Whether its own thresholds need weights that are held with a sketch, as a packed artifact
+        has them in any case."""
+        record = self.opened.record
+        sketched = record is not None and record.sketch_bits is not None
+        return sketched and isinstance(self.opened, Checkpoint)
+
     def prompt(self, tokens: int, number: int = 0) -> list[int]:
         """A prompt of so many tokens; another `number` is another one."""
         start = number * tokens
@@ -138,6 +146,12 @@ class Source:
         return record is not None and (
             record.has_thresholds or bool(record.input_thresholds) or record.top_k is not None
         )
+
+    @property
+    def sketch_bits(self) -> int | None:
+        """Of the sketch that the model's own thresholds are on; None without."""
+        record = self.opened.record
+        return None if record is None else record.sketch_bits
 
     @property
     def has_tokenizer(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparseinfer.cli.console import MODEL_HELP, print_json, progress
+from sparseinfer.cli.console import MODEL_HELP, PREDICTOR_HELP, print_json, progress
 
 if TYPE_CHECKING:
     from sparseinfer.bench.settings import BenchSettings, Target
@@ -92,6 +92,10 @@ def bench(
             "--huge-pages", help="Copy a packed artifact to memory in place of mapping its file."
         ),
     ] = False,
+    predictor: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help=f"{PREDICTOR_HELP} A row of its own beside `own`."),
+    ] = None,
     kernel: Annotated[
         bool,
         typer.Option("--kernel", help="Time the gated FFN alone instead of whole models."),
@@ -153,6 +157,7 @@ def bench(
             quality_tokens=quality_tokens,
             threads=threads,
             huge_pages=huge_pages,
+            predictor=predictor,
         )
         content, shown = _measure_decoding(settings)
     if not as_json:

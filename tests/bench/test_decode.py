@@ -23,7 +23,7 @@ class Engine(ScriptedChild):
         self.state = 0.0
         self.runs = 0
 
-    def _set(self, layers, inputs, file, activation):
+    def _set(self, layers, inputs, file, predictor, activation):
         self.state = layers[0] if inputs is None else inputs["q"][0]
 
     def _decode(self, prompts, steps):
@@ -154,7 +154,7 @@ def test_what_chooses_neurons_is_counted_and_timed():
             super().__init__()
             self.answers["chooser_microseconds"] = lambda runs: [3.0] * runs
 
-        def _set(self, layers, inputs, file, activation):
+        def _set(self, layers, inputs, file, predictor, activation):
             self.state = 0.0 if file is None else 0.5
 
         def _decode(self, prompts, steps):
@@ -189,6 +189,6 @@ def test_what_chooses_neurons_is_counted_and_timed():
 def test_a_sketched_state_runs_on_sketched_weights():
     sketched = Engine()
     ours = Ours(Engine(), {"sketched": sketched})
-    assert ours.of(State(0.5, "sketch", file="somewhere")) is sketched
+    assert ours.of(State(0.5, "sketch", file="somewhere", sketched=True)) is sketched
     assert ours.of(State(0.5, "chess", file="somewhere")) is ours.rows
     assert ours.of(State("own")) is ours.rows

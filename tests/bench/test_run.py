@@ -11,6 +11,7 @@ from sparseinfer import strict_json
 from sparseinfer.bench import shapes
 from sparseinfer.bench.run import bench
 from sparseinfer.bench.settings import BenchSettings
+from sparseinfer.bench.table import tables
 from sparseinfer.errors import ConfigError, UnsupportedError
 
 from .conftest import silent
@@ -144,6 +145,68 @@ def test_a_converted_model_runs_its_own_thresholds(make_checkpoint, tmp_path, pr
     assert (dense.target, own.target) == (0.0, "own")
     assert dense.sparsities["neuron"] == 0
     assert 0.2 < own.sparsities["neuron"] < 0.8
+
+
+def _without_tokenizer(folder):
+    for path in folder.glob("tokenizer*"):  # so that ids are random and no text is fetched
+        path.unlink()
+    return folder
+
+
+def test_a_sketched_model_runs_beside_its_weights_without_a_sketch(
+    make_checkpoint, tmp_path, prose_file, cache
+):
+    from sparseinfer.convert import convert
+    from sparseinfer.packed.pipeline import pack_model
+
+    out = tmp_path / "sketched"
+    convert(
+        str(make_checkpoint().path), "sketch", sparsity=0.5, text=str(prose_file),
+        calibration_tokens=1024, out=out,
+    )  # fmt: skip
+    _without_tokenizer(out)
+    result = run(
+        random_weights=None, model=str(out), weights=("int8",), baselines=("dense",), prefill=0
+    )
+    (one,) = result.formats
+    assert list(one.sides) == ["sparseinfer", "sparseinfer sketched"]
+    dense, own = one.rows
+    assert (dense.target, own.target) == (0.0, "own")
+    assert dense.sparsities["ffn_bytes"] == dense.parts["predictor"] == 0
+    assert own.chooser is not None
+    assert own.parts["gate"] < dense.parts["gate"] / 2
+    pack_model(str(out), weights="int8", out=tmp_path / "packed")
+    packed = run(random_weights=None, model=str(tmp_path / "packed"), prefill=0)
+    (row,) = packed.formats[0].rows
+    assert row.target == "own"
+    assert row.tokens == own.tokens
+    assert row.parts == own.parts
+
+
+def test_a_predictor_has_a_row_of_its_own(make_checkpoint, tmp_path, prose_file, cache):
+    from sparseinfer.convert import convert
+    from sparseinfer.predictors import train
+
+    out, predictor = tmp_path / "converted", tmp_path / "predictor"
+    convert(
+        str(make_checkpoint().path), "cats", sparsity=0.6, text=str(prose_file),
+        calibration_tokens=1024, out=out,
+    )  # fmt: skip
+    train(
+        str(out), kind="sign", text=str(prose_file), tokens=2048, context=64, recall=0.8,
+        accept=True, out=predictor,
+    )  # fmt: skip
+    result = run(
+        random_weights=None, model=str(_without_tokenizer(out)), weights=("bf16",),
+        baselines=("dense",), prefill=0, predictor=str(predictor),
+    )  # fmt: skip
+    dense, own, predicted = result.formats[0].rows
+    assert [row.rule for row in (dense, own, predicted)] == [None, None, "sign"]
+    assert own.chooser is None
+    assert own.parts["gate"] == dense.parts["gate"]
+    assert predicted.parts["gate"] < own.parts["gate"]
+    assert 0.5 < predicted.chooser.quality["recall"] <= 1
+    assert any("sign at own: recall" in note for note in tables(result)[0].notes)
 
 
 @pytest.mark.usefixtures("tiny")

@@ -8,10 +8,11 @@ from sparseinfer.bench.plan import make_plan
 from sparseinfer.bench.settings import BenchSettings
 from sparseinfer.errors import ConfigError
 
+SKETCHED = {"has_thresholds": True, "sketch_bits": 4}
 RANDOM = {"model": None, "random_weights": "llama2-7b"}
 
 
-def plan(packed_as=None, has_thresholds=False, has_tokenizer=True, **settings):
+def plan(packed_as=None, has_thresholds=False, has_tokenizer=True, sketch_bits=None, **settings):
     asked = BenchSettings(**({"model": "m"} | settings))
     return make_plan(
         asked,
@@ -19,6 +20,7 @@ def plan(packed_as=None, has_thresholds=False, has_tokenizer=True, **settings):
         has_thresholds=has_thresholds,
         has_tokenizer=has_tokenizer,
         threads=2,
+        sketch_bits=sketch_bits,
     )
 
 
@@ -50,6 +52,8 @@ def plan(packed_as=None, has_thresholds=False, has_tokenizer=True, **settings):
         ),
         ({**RANDOM, "rules": ("sign",), "sparsity": (0.8, 0.9)}, "--sparsity: planted"),
         ({**RANDOM, "rules": ("sign",), "sparsity": (0.4,)}, "--sparsity: planted"),
+        ({"predictor": "p", "sparsity": (0.0, 0.5)}, "--predictor goes with --sparsity own"),
+        ({**RANDOM, "predictor": "p"}, "--predictor: random weights have none"),
         ({"batch": (0,)}, "--batch 0"),
         ({"batch": (17,)}, "--batch 17"),
         ({"pairs": 0}, "--pairs 0"),
@@ -107,6 +111,19 @@ def test_sketches_are_of_weights_that_gain_by_them():
     assert beside.rules_of("int4") == ("chess",)
 
 
+def test_a_model_with_a_sketch_of_its_own():
+    found = plan(**SKETCHED)
+    assert (found.weights, found.targets) == (("bf16", "int8"), (0.0, "own"))
+    packed = plan(**SKETCHED, packed_as="int8")
+    assert (packed.weights, packed.targets, packed.baselines) == (("int8",), ("own",), ())
+
+
+def test_a_predictor_is_for_the_models_own_thresholds():
+    found = plan(has_thresholds=True, predictor="p", rules=("chess", "sketch"))
+    assert found.targets == (0.0, "own")
+    assert found.predictor == "p"
+
+
 def test_planted_weights_have_one_sparsity_and_no_rival_that_lacks_relus():
     found = plan(**RANDOM, rules=("neurons", "lowrank"), has_tokenizer=False)
     assert found.targets == (0.0, 0.9)
@@ -133,6 +150,11 @@ def test_dense_comes_first_where_anything_is_compared_with_it():
         ({"packed_as": "int8", "rules": ("inputs",), "sparsity": (0.5,)}, "calibrate"),
         ({"sparsity": ("own",)}, "without thresholds"),
         ({"huge_pages": True}, "--huge-pages"),
+        ({"predictor": "p"}, "--predictor: this model came without thresholds"),
+        ({**SKETCHED, "weights": ("int4",)}, "which int4 weights do not"),
+        ({**SKETCHED, "sketch_bits": 3, "rules": ("sketch",)}, "its own of 3; give its parent"),
+        ({**SKETCHED, "packed_as": "int8", "baselines": ("dense",)}, "has no dense mode"),
+        ({**SKETCHED, "packed_as": "int8", "sparsity": (0.0, "own")}, "has no dense mode"),
     ],
 )
 def test_what_a_model_cannot_give_is_refused(settings, word):

@@ -15,6 +15,7 @@ from sparseinfer.bench.sides.choosers import chooser_microseconds
 from sparseinfer.bench.sides.side import DecodeRun
 from sparseinfer.bench.state_file import Content, read_state
 from sparseinfer.bench.states import Layout
+from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.engine import Model
 from sparseinfer.engine.torch_threads import torch_threads
 from sparseinfer.kernels.bandwidth import read_bandwidth
@@ -40,7 +41,9 @@ class SparseInferSide:
         threads: of the kernels.
         huge_pages: of a packed artifact.
         layout: how the weights of a checkpoint are held: by input for thresholds on inputs of all
-            projections, sketched for thresholds on estimates of a sketch.
+            projections, sketched for thresholds on estimates of a sketch; by default without one,
+            whatever the model's own rules are.
+        predictor: folder of one that fits the model.
 
     Raises:
         SparseInferError: whatever `engine.Model` refuses.
@@ -54,15 +57,21 @@ class SparseInferSide:
         threads: int,
         huge_pages: bool = False,
         layout: Layout = "by default",
+        predictor: str | None = None,
     ) -> None:
+        source = open_model(model)
+        if isinstance(source, Checkpoint) and layout != "sketched" and _has_sketch(source):
+            source = replace(source, record=None)
         self._model = Model(
-            open_model(model),
+            source,
             weights=weights,
             threads=threads,
             huge_pages=huge_pages,
             by_input=PROJECTIONS if layout == "by input" else (),
+            predictor=predictor,
         )
-        if layout == "sketched":
+        self._predictors = self._model.predictors
+        if layout == "sketched" and self._model.sketch_bits is None:
             self._model.set_sketch(SKETCH_BITS)
         self._phi = self._model.config.phi
         self._files: dict[str, Content] = {}
@@ -101,6 +110,7 @@ class SparseInferSide:
         inputs: Mapping[str, Sequence[float]] | None = None,
         file: str | None = None,
         activation: str | None = None,
+        predictor: bool = False,
     ) -> None:
         """Decides what rests.
 
@@ -110,6 +120,7 @@ class SparseInferSide:
             inputs: projection -> one threshold for all its inputs in each layer; None: none.
             file: of `state_file`, in place of both.
             activation: of the gate; None: the model's own.
+            predictor: find neurons by the one that the model was given.
         """
         self._activate(activation or self._phi)
         if file is not None:
@@ -117,7 +128,8 @@ class SparseInferSide:
             self._set(content.thresholds, {}, None, content.predictors)
             return
         if layers is None:
-            self._set(self._own, self._own_inputs, self._own_top_k)
+            predictors = self._predictors if predictor else None
+            self._set(self._own, self._own_inputs, self._own_top_k, predictors)
             return
         config = self._model.config
 
@@ -265,3 +277,7 @@ class SparseInferSide:
     def _bits(self, format: Any) -> float:
         hidden = self._model.config.hidden_size
         return 8 * row_bytes(format, hidden) / hidden
+
+
+def _has_sketch(source: Checkpoint) -> bool:
+    return source.record is not None and source.record.sketch_bits is not None
