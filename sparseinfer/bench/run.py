@@ -24,8 +24,8 @@ from sparseinfer.bench.quality import measure_perplexity
 from sparseinfer.bench.settings import BenchSettings
 from sparseinfer.bench.states import LAYOUTS, Layout, Ours
 from sparseinfer.bench.subject import Subject, find_source, make_subject
-from sparseinfer.engine.settings import check_threads, usable_threads
 from sparseinfer.engine.predictor import open_predictor
+from sparseinfer.engine.settings import check_threads, usable_threads
 from sparseinfer.errors import ConfigError
 from sparseinfer.machine import hardware, versions
 

@@ -5,9 +5,10 @@ Knows no engine and no kernels: whoever measures fills in the models of `parts`,
 
 Reading order: `values` (types of fields), `parts`, `evaluation` and `comparison` (what a report
 holds), `schema` (its JSON Schema); `cells` (numbers as text), `document` (sections, tables,
-figures), `svg`, `scatter`, `layer_plots` and `heatmap` (drawings); `shared_sections`,
-`search_section`, `evaluation_document` and `comparison_document` (which tables and figures a report
-has); `markdown`, `page` with page.html and style.css, and `write`.
+figures), `svg`, `scatter`, `layer_plots`, `bars` and `heatmap` (drawings); `shared_sections`,
+`search_section`, `bytes_section`, `predictor_section`, `evaluation_document` and
+`comparison_document` (which tables and figures a report has); `markdown`, `page` with page.html and
+style.css, and `write`.
 """
 
 from sparseinfer.report.comparison import ComparisonReport

@@ -68,6 +68,41 @@ def test_tables_and_picture_replace_what_was_between_the_markers(page, tmp_path)
     assert (tmp_path / "roofline.svg").read_text() == picture
 
 
+def test_the_plane_is_drawn_and_described(page, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "Speed against quality" not in page(report())[1]
+    content = report()
+    names = (("int8 sketch 0.5", True, 150.0, 41.0), ("llama.cpp Q8_0", False, 130.0, 40.0))
+    content["plane"] = {
+        "points": [
+            {"name": name, "ours": ours, "speed": speed, "perplexity": perplexity}
+            for name, ours, speed, perplexity in names
+        ],
+        "findings": ["beyond llama.cpp's frontier: none"],
+    }
+    _, text = page(content)
+    assert "### Speed against quality" in text
+    assert "- beyond llama.cpp's frontier: none" in text
+    assert "int8 sketch 0.5" in (tmp_path / "plane.svg").read_text()
+
+
+def test_predictors_are_shown_with_what_they_cost(page):
+    pytest.importorskip("matplotlib")
+    content = report()
+    row = content["formats"][0]["rows"][1]
+    quality = {"recall": 0.985, "precision": 0.64, "true_sparsity": 0.9, "output_error": 0.02}
+    quality["predicted_sparsity"] = 0.85
+    row |= {
+        "rule": "lowrank",
+        "parts": {"predictor": 4e6, "gate": 8e6, "up": 5e6, "down": 5e6},
+        "chooser": {"bytes_per_token": 4e6, "microseconds": SPEED, "quality": quality},
+    }
+    _, text = page(content)
+    (line,) = (line for line in text.splitlines() if "| 4.00 |" in line)
+    assert "lowrank | own | 4.00 | 8.00 | 5.00 | 5.00 | 2 (1-3) |" in line
+    assert line.endswith("0.985 | 0.640 | 85.0% / 90.0% | 2.0% |")
+
+
 def test_what_is_slower_is_listed(page):
     pytest.importorskip("matplotlib")
     prefill = [{"side": "sparseinfer", "tokens": 512, "speed": SPEED,

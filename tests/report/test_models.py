@@ -24,6 +24,18 @@ def _thresholds(values):
     return {"neurons": {"min": values[0], "deciles": values[1:10], "max": values[10]}}
 
 
+def _predictor(**changes):
+    return samples.predictor() | changes
+
+
+def _parts(**read):
+    """A measurement whose bytes of some parts are others."""
+    found = samples.measurement(1.1, 0.5)
+    for part in found["sparsity"]["parts"]:
+        part["read"] = read.get(part["part"], part["read"])
+    return found
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -32,6 +44,9 @@ def _thresholds(values):
         ({"texts": 2 * [samples.text()]}, "one name"),
         ({"layers": samples.layers()[::-1]}, "not 0 to 29"),
         ({"layers": samples.layers()[:-1]}, "not 0 to 29"),
+        ({"predictor": _predictor(layers=samples.predictor()["layers"][1:])}, "predictor's layers"),
+        ({"predictor": _predictor(kind="oracle")}, "kind"),
+        ({"measurements": [_parts(up=1.0)]}, "bytes by part add up"),
         ({"layers": _layers(firing=_firing(heatmap=[0.5]))}, "differ in length"),
         ({"layers": _layers(firing=_firing(dead=math.nan))}, "dead"),
         ({"layers": _layers(thresholds=_thresholds([0.3, *[0.2] * 10]))}, "ascending"),

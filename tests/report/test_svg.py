@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from sparseinfer.report.bars import Bar, bar_legend, stacked_bars
 from sparseinfer.report.cells import Style, Value
 from sparseinfer.report.evaluation import Distribution
 from sparseinfer.report.heatmap import heatmap, heatmap_legend
@@ -144,3 +145,29 @@ def test_heatmap_runs_cover_their_rows():
     tops = [float(group.find("rect").get("y")) for group in groups]
     assert tops[0] < tops[1], "layer 0 is at the top"
     assert len(heatmap_legend()) == 10
+
+
+def test_bars_are_as_long_as_their_parts():
+    values = [[30.0, 0.0, 10.0], [5.0, 10.0, 5.0]]
+    bars = [
+        Bar(name, Value(sum(row), Style.BYTES), tuple(Value(v, Style.BYTES) for v in row))
+        for name, row in zip(("whole", "half"), values, strict=True)
+    ]
+    parts = ("a", "b", "c")
+    root = ElementTree.fromstring(stacked_bars("t", "unit", 10.0, parts, bars))
+    drawn = [
+        (one.get("data-value"), one.find("rect").get("class"), float(one.find("rect").get("width")))
+        for one in root.iter("g")
+        if one.get("data-value")
+    ]
+    room = 400 - 2 * 10
+    assert drawn == [
+        ("30.0", "part s0", pytest.approx(room * 0.75, rel=1e-3)),
+        ("10.0", "part s2", pytest.approx(room * 0.25, rel=1e-3)),
+        ("5.0", "part s0", pytest.approx(room * 0.125, rel=1e-3)),
+        ("10.0", "part s1", pytest.approx(room * 0.25, rel=1e-3)),
+        ("5.0", "part s2", pytest.approx(room * 0.125, rel=1e-3)),
+    ]
+    labels = [one.text for one in root.findall(".//g[@class='labels']/text")]
+    assert labels == ["whole: 40 bytes", "half: 20 bytes"]
+    assert [one.name for one in bar_legend(parts)] == list(parts)
