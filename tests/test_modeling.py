@@ -16,7 +16,7 @@ from sparseinfer.convert import METHODS, convert
 
 IDS = list(range(3, 43))
 FAMILIES = ("llama", "mistral")
-CALIBRATED = {"cats", "chess", "fatrelu", "teal", "wina", "topk"}
+CALIBRATED = {"cats", "chess", "fatrelu", "teal", "wina", "topk", "sketch"}
 OWN = {"drelu": {}, "relu-shifted": {"shift": 0.1}, "relu-stage-2": {"stage": 2, "shift": 0.05}}
 """What transformers must not load by accident: name -> options of the conversion."""
 
@@ -103,6 +103,7 @@ def test_plain_transformers_refuses_what_it_lacks_by_every_way(elsewhere, family
         ("teal", "silu"),
         ("wina", "silu"),
         ("topk", "silu"),
+        ("sketch", "silu"),
     ],
 )
 def test_plain_transformers_computes_what_the_card_says(
