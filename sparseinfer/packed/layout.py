@@ -169,7 +169,7 @@ def stored_tensors(
         """Parts of so many bytes side by side in each row."""
         size = TORCH_DTYPES[dtype].itemsize
         parts = tuple(width // size for width in widths)
-        stride = _stride(sum(widths)) // size
+        stride = row_stride(sum(widths)) // size
         found[name] = Stored(name, dtype, (rows, stride), sum(parts), parts)
 
     def matrix(name: str, kind: str, rows: int, columns: int, format: Format) -> None:
@@ -220,7 +220,8 @@ def stored_tensors(
     return found
 
 
-def _stride(row: int) -> int:
+def row_stride(row: int) -> int:
+    """Bytes from one row to the next, of rows of so many bytes."""
     padded = round_up(row, ALIGNMENT)
     return padded if padded - row <= _MOST_PADDING * row else row
 

@@ -14,8 +14,8 @@ from sparseinfer.kernels.matrix import Format, Matrix
 from sparseinfer.kernels.planes import PlaneMatrix
 from sparseinfer.kernels.projection import AttentionProjections, Projection
 from sparseinfer.kernels.sign import SignBits
-from sparseinfer.kernels.sketch import Sketch, check_sketch
-from sparseinfer.kernels.sketch.matrix import side_by_side
+from sparseinfer.kernels.sketch import check_sketch
+from sparseinfer.packed.sketched import in_planes, with_side_copy
 from sparseinfer.sparsity import CandidateReads
 
 
@@ -126,11 +126,8 @@ class LayerWeights:
             return replace(self, ffn=replace(ffn, sketch=None))
         check_sketch(bits, gate.format)
         if gate.format == "int8":
-            gate_planes, up_planes = PlaneMatrix.of(gate), PlaneMatrix.of(up)
-            sketch = Sketch(gate_planes, up_planes)
-            return replace(self, ffn=replace(ffn, gate=gate_planes, up=up_planes, sketch=sketch))
-        sketch = Sketch(*side_by_side(gate, up, bits))
-        return replace(self, ffn=replace(ffn, sketch=sketch))
+            return replace(self, ffn=in_planes(ffn, gate, up))
+        return replace(self, ffn=with_side_copy(ffn, gate, up, bits))
 
     def _split(self) -> AttentionProjections:
         """Views of the rows of `qkv`, and `o`."""

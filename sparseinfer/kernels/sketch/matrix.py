@@ -141,11 +141,17 @@ def sketch_matrix(weight: Tensor, bits: int, out: Tensor | None = None) -> Sketc
     return made
 
 
-def side_by_side(gate: Matrix, up: Matrix, bits: int) -> tuple[SketchMatrix, SketchMatrix]:
-    """Sketches of gate and up [I, H], the two rows of a neuron side by side in memory."""
+def side_by_side(
+    gate: Matrix, up: Matrix, bits: int, out: Tensor | None = None
+) -> tuple[SketchMatrix, SketchMatrix]:
+    """Sketches of gate and up [I, H], the two rows of a neuron side by side in memory.
+
+    Args:
+        out: uint8 [I, 2 row_bytes(bits, H)] to put them; None allocates.
+    """
     rows, columns = gate.shape
     width = row_bytes(bits, columns)
-    data = torch.empty(rows, 2 * width, dtype=torch.uint8)
+    data = torch.empty(rows, 2 * width, dtype=torch.uint8) if out is None else out
     halves = data.split(width, 1)
     step = max(1, _BLOCK_WEIGHTS // columns)
     for begin in range(0, rows, step):
