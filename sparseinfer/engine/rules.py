@@ -44,9 +44,14 @@ class ModelRules(ABC):
             thresholds: one [I] per layer, each value at least 0; inf switches a neuron off.
 
         Raises:
-            ConfigError: another number of layers, another shape, or a negative or NaN value.
-                Nothing is changed then.
+            ConfigError: another number of layers, another shape, a negative or NaN value, or
+                predictors, which were made for the thresholds there are. Nothing is changed then.
         """
+        if self.predictors is not None:
+            raise ConfigError(
+                "the model's predictors were made for the thresholds that it has: "
+                "set_predictors(None) first"
+            )
         self._check_layers("thresholds", thresholds)
         checked = _checked_thresholds(thresholds, self.config.intermediate_size, "the threshold")
         for own, one in zip(self._thresholds, checked, strict=True):

@@ -256,3 +256,15 @@ def test_what_a_sketch_reads_is_what_is_announced(make_model, weights, bits):
     model.set_sketch(bits)
     expected = CandidateReads.of_sketch(model.config, model.formats, bits)
     assert model.sparsity().reads == expected
+
+
+def test_thresholds_are_not_changed_under_a_predictor(make_model):
+    model = load(make_model(), weights="fp32")
+    others = [torch.full((112,), 0.2)] * 3
+    model.set_predictors(lowrank(1.0))
+    with pytest.raises(ConfigError, match="made for the thresholds"):
+        model.set_thresholds(others)
+    assert float(model.thresholds[0].max()) == 0
+    model.set_predictors(None)
+    model.set_thresholds(others)
+    assert torch.equal(model.thresholds[0], others[0])

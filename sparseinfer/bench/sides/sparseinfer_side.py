@@ -149,12 +149,14 @@ class SparseInferSide:
         predictors: Sequence[LowRank | SignBits] | None = None,
     ) -> None:
         model = self._model
+        if model.predictors is not None:
+            model.set_predictors(None)  # thresholds are theirs
         model.set_thresholds(layers)
         if inputs or model.input_thresholds:
             model.set_input_thresholds(inputs)
         if top_k != model.top_k:
             model.set_top_k(top_k)
-        if predictors is not None or model.predictors is not None:
+        if predictors is not None:
             model.set_predictors(predictors)
 
     def _content(self, file: str) -> Content:
