@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from sparseinfer.errors import ConfigError
 
@@ -151,6 +151,33 @@ class ParentRecord(_Record):
     ffn_sha256: str
 
 
+class FinetuningRecord(_Record):
+    """How the weights of a checkpoint were trained since its dense parent."""
+
+    objective: str
+    """Name of the objective, or `warm-start` where nothing followed that."""
+    texts: tuple[str, ...]
+    text_sha256: str
+    """Of the token ids that were trained on, in the order of the text."""
+    text_tokens: int = Field(gt=0)
+    """Tokens in the text."""
+    self_generated: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of them that the dense parent wrote itself."""
+    tokens: int = Field(ge=0)
+    """Trained on, repetitions included."""
+    warm_start_tokens: int = Field(default=0, ge=0)
+    """That the layer-wise warm start saw before; 0 without."""
+    layer_sparsity: tuple[float, ...]
+    """Neuron sparsity of each layer in the last steps, in [0, 1]."""
+    settings: dict[str, JsonValue]
+    """All settings, by their names."""
+
+    @property
+    def epochs(self) -> float:
+        """How often the text was seen."""
+        return self.tokens / self.text_tokens
+
+
 class SparsityRecord(_Record):
     """The `sparseinfer` block of `config.json`: what makes neurons inactive, and its origin."""
 
@@ -178,6 +205,8 @@ class SparsityRecord(_Record):
     calibration: CalibrationRecord | None = None
     budget: BudgetRecord | None = None
     parent: ParentRecord
+    finetuning: FinetuningRecord | None = None
+    """None where the weights are those of the parent."""
 
     @field_validator("input_thresholds")
     @classmethod

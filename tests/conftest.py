@@ -199,6 +199,7 @@ def _write_sparse(
         input_thresholds={
             name: vectors(config.inputs_of(name), THRESHOLD_SIZES[name]) for name in projections
         },
+        ffn_sha256=checkpoint.ffn_sha256,
         card="a test",
         dtype=dtype or checkpoint.dtype,
     )

@@ -1,4 +1,5 @@
-"""Writes converted checkpoints: every shard validated first, then written, then renamed into place.
+"""Writes converted and fine-tuned checkpoints: validated first, then written, then renamed into
+place.
 
 Weights that stay as they are are copied file by file; a change of type rewrites them in shards of
 at most 512 MiB. Either way memory stays near one shard.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ def write_converted(
     record: SparsityRecord,
     thresholds: list[torch.Tensor] | None,
     input_thresholds: Mapping[str, Sequence[torch.Tensor]] | None = None,
+    ffn_sha256: str,
     card: str,
     dtype: DTypeName,
     force: bool = False,
@@ -56,7 +58,8 @@ def write_converted(
     """Writes `parent` with another activation and (or) thresholds to `out`, atomically.
 
     Args:
-        parent: a checkpoint whose weights passed `validate_weights` (record.parent.ffn_sha256).
+        parent: a checkpoint whose weights passed `validate_weights`.
+        ffn_sha256: what that gave.
         hidden_act: what the config will say, see `arch.with_activation`.
         thresholds: one fp32 [I] per layer, or None for methods without.
         input_thresholds: projection -> one fp32 [inputs] per layer, of those that the record names.
@@ -71,13 +74,14 @@ def write_converted(
     with atomic_folder(out, force=force, keep_parents=False) as folder:
         _carry_over(parent.path, folder)
         if dtype == parent.dtype and not parent.dropped:
-            digest = parent.weights_sha256 if attention else record.parent.ffn_sha256
+            digest = parent.weights_sha256 if attention else ffn_sha256
             weight_map = _copy_shards(parent, folder, progress)
         else:
             # Without a change of type the few tensors stored in another one (say, norms) keep it.
             target = None if dtype == parent.dtype else dtype
-            digest, weight_map = _rewrite_shards(parent, folder, target, attention, progress)
-        _write_json(folder / layout.INDEX, _index(folder, weight_map))
+            digest, weight_map = _rewrite_shards(
+                parent, parent.read, folder, target, attention, progress
+            )
         named = {layout.threshold_name(i): t.contiguous() for i, t in enumerate(thresholds or ())}
         for projection, layers in (input_thresholds or {}).items():
             named |= {
@@ -87,12 +91,68 @@ def write_converted(
         if named:
             key = layout.WEIGHTS_HASH_KEY if attention else layout.HASH_KEY
             shards.save_shard(named, folder / layout.SPARSITY, {key: digest})
-        (folder / "README.md").write_text(card, "utf-8")
-        raw = arch.with_activation(parent.raw, hidden_act, str(parent.path))
-        raw["dtype"] = TORCH_NAMES[dtype]
-        raw.pop("torch_dtype", None)
+        _describe(folder, parent, hidden_act, record, card, dtype, weight_map)
+
+
+def write_tuned(
+    parent: Checkpoint,
+    weights: Mapping[str, torch.Tensor],
+    out: Path,
+    *,
+    hidden_act: str,
+    record: SparsityRecord | None,
+    card: str,
+    dtype: DTypeName,
+    files: Mapping[str, Path] | None = None,
+    force: bool = False,
+    progress: layout.Progress = layout.no_progress,
+) -> None:
+    """Writes `parent` with other weights, and no thresholds, to `out`, atomically.
+
+    Args:
+        weights: every tensor of the parent, by its name there.
+        record: None for a dense model.
+        dtype: type of the written weights.
+        files: name -> file to be copied into the folder.
+
+    Raises:
+        CheckpointError: weights that are not finite in `dtype`.
+        OutputError: as `write_converted`.
+        ValueError: a tensor is missing, or one too many.
+    """
+    if weights.keys() != parent.tensors.keys():
+        raise ValueError(f"tensors differ: {sorted(weights.keys() ^ parent.tensors.keys())[:3]}")
+
+    def read(names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((name, weights[name]) for name in names)
+
+    with atomic_folder(out, force=force, keep_parents=False) as folder:
+        _carry_over(parent.path, folder)
+        for name, path in (files or {}).items():
+            shutil.copyfile(path, folder / name)
+        _, weight_map = _rewrite_shards(parent, read, folder, dtype, False, progress)
+        _describe(folder, parent, hidden_act, record, card, dtype, weight_map)
+
+
+def _describe(
+    folder: Path,
+    parent: Checkpoint,
+    hidden_act: str,
+    record: SparsityRecord | None,
+    card: str,
+    dtype: DTypeName,
+    weight_map: dict[str, str],
+) -> None:
+    """Writes what is not weights: index, card and config."""
+    _write_json(folder / layout.INDEX, _index(folder, weight_map))
+    (folder / "README.md").write_text(card, "utf-8")
+    raw = arch.with_activation(parent.raw, hidden_act, str(parent.path))
+    raw["dtype"] = TORCH_NAMES[dtype]
+    raw.pop("torch_dtype", None)
+    raw.pop(layout.RECORD_KEY, None)
+    if record is not None:
         raw[layout.RECORD_KEY] = record.model_dump(mode="json")
-        _write_json(folder / layout.CONFIG, raw)
+    _write_json(folder / layout.CONFIG, raw)
 
 
 def _carry_over(source: Path, folder: Path) -> None:
@@ -115,6 +175,7 @@ def _copy_shards(parent: Checkpoint, folder: Path, progress: layout.Progress) ->
 
 def _rewrite_shards(
     parent: Checkpoint,
+    read: Callable[[Sequence[str]], Iterator[tuple[str, torch.Tensor]]],
     folder: Path,
     dtype: DTypeName | None,
     attention: bool,
@@ -134,7 +195,7 @@ def _rewrite_shards(
     for number, names in enumerate(groups, start=1):
         file = layout.shard_name(number, len(groups))
         held = {}
-        for name, tensor in parent.read(names):
+        for name, tensor in read(names):
             target = getattr(torch, TORCH_NAMES[dtype]) if dtype else tensor.dtype
             held[name] = tensor.to(target, copy=True)
             # The largest fp32 values round to infinity in bf16.

@@ -1,7 +1,7 @@
 """Puts the subcommands together and turns every failure into one line and an exit status.
 
-Status 0: done; 2: a mistake that the message explains; 3: `train-predictor` missed its target; 130:
-interrupted.
+Status 0: done; 2: a mistake that the message explains; 3: `train-predictor` missed its target; 4:
+`finetune` is not finished yet; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sparseinfer.cli.compare import compare
 from sparseinfer.cli.convert import convert
 from sparseinfer.cli.demo import demo
 from sparseinfer.cli.evaluate import evaluate
+from sparseinfer.cli.finetune import finetune
 from sparseinfer.cli.generate import generate
 from sparseinfer.cli.inspect import inspect
 from sparseinfer.cli.pack import pack
@@ -38,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(convert)
+app.command()(finetune)
 app.command()(compare)
 app.command()(capture)
 app.command(name="train-predictor")(train_predictor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparseinfer.config import SparsityRecord
+from sparseinfer.config import FinetuningRecord, SparsityRecord
 from sparseinfer.convert.method import Method
 from sparseinfer.kernels.sketch import GROUP
 from sparseinfer.version import __version__
@@ -26,7 +26,7 @@ def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -
         f"Each FFN is `a = phi(x W_gate)`, `h = a * psi(x W_up)` where {_rule_text(record)}, "
         f"else 0, `y = h W_down`; here phi = {_phi_text(record)}, psi = {record.psi}, and t is "
         + _threshold_text(record)
-        + ". Weights are those of the parent.",
+        + f". Weights {'were fine-tuned' if record.finetuning else 'are those of the parent'}.",
         *_further_rules(record),
         "",
     ]
@@ -42,7 +42,9 @@ def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -
             f"- score: {measured.score}",
             "",
         ]
-    if method.needs_finetuning:
+    if record.finetuning is not None:
+        lines += _finetuning_lines(record.finetuning)
+    elif method.needs_finetuning:
         lines += [
             "## Quality",
             "",
@@ -64,6 +66,23 @@ def model_card(name: str, parent: str, method: Method, record: SparsityRecord) -
         "",
     ]
     return "\n".join(lines)
+
+
+def _finetuning_lines(tuned: FinetuningRecord) -> list[str]:
+    mean = sum(tuned.layer_sparsity) / len(tuned.layer_sparsity)
+    own = f", {tuned.self_generated:.0%} of it by the parent itself" if tuned.self_generated else ""
+    lines = [
+        "## How it was fine-tuned",
+        "",
+        f"- objective: {tuned.objective}, {tuned.tokens} tokens ({tuned.epochs:.2f} times the text)",
+        f"- text: `{' + '.join(tuned.texts)}`, {tuned.text_tokens} tokens{own} (SHA-256 of their "
+        f"ids {tuned.text_sha256})",
+        f"- neuron sparsity in the last steps: {mean:.4f}",
+    ]
+    if tuned.warm_start_tokens:
+        lines.append(f"- layer-wise warm start before: {tuned.warm_start_tokens} tokens")
+    settings = ", ".join(f"{name} {value}" for name, value in tuned.settings.items())
+    return [*lines, f"- settings: {settings}", ""]
 
 
 def _rule_text(record: SparsityRecord) -> str:

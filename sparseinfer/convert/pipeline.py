@@ -164,6 +164,7 @@ def convert(
         elif sparsity is not None:
             found = calibration(curves, [sparsity] * len(curves), sample, score)
     masks = found.masks if found else constant_masks(parent.config, method, options)
+    finetuning = parent.record.finetuning if parent.record else None
     record = make_record(
         method,
         options,
@@ -172,7 +173,13 @@ def convert(
         sparsity,
         found.record if found else None,
         searched,
-        ParentRecord(reference=resolved.reference, requested_dtype=dtype, ffn_sha256=ffn_sha256),
+        # The dense parent of a fine-tuned model stays what the result is compared with.
+        parent.record.parent
+        if parent.record and finetuning
+        else ParentRecord(
+            reference=resolved.reference, requested_dtype=dtype, ffn_sha256=ffn_sha256
+        ),
+        finetuning,
     )
     write_converted(
         parent,
@@ -181,6 +188,7 @@ def convert(
         record=record,
         thresholds=masks.gate,
         input_thresholds=masks.inputs,
+        ffn_sha256=ffn_sha256,
         card=model_card(target.name, resolved.name, method, record),
         dtype=written_dtype,
         force=force,

@@ -10,6 +10,7 @@ from sparseinfer import arch
 from sparseinfer.config import (
     BudgetRecord,
     CalibrationRecord,
+    FinetuningRecord,
     ModelConfig,
     ParentRecord,
     ProjectionName,
@@ -57,12 +58,15 @@ def make_record(
     calibrated: CalibrationRecord | None,
     searched: BudgetRecord | None,
     parent: ParentRecord,
+    finetuning: FinetuningRecord | None = None,
 ) -> SparsityRecord:
     """The record of a conversion.
 
     Args:
         hidden_act: activation that the converted model runs.
         sparsity: the target, in the method's own words.
+        parent: the dense model.
+        finetuning: of the converted weights, where they are not the parent's.
     """
     phi, psi = arch.ACTIVATIONS[hidden_act]
     of_neurons = method.target == "neurons"
@@ -81,4 +85,5 @@ def make_record(
         calibration=calibrated,
         budget=searched,
         parent=parent,
+        finetuning=finetuning,
     )

@@ -1,0 +1,277 @@
+"""The training loop: steps of accumulated passes, on `accelerate`.
+
+What a step does depends on nothing but the settings, the step's number and the state before it:
+batches and random numbers are functions of the number. So a run that goes on from a state does what
+it would have done.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sparseinfer.errors import ConfigError, NumericalError
+from sparseinfer.finetune.metrics import MetricsFile, Step
+from sparseinfer.finetune.objective import loss_of
+from sparseinfer.finetune.rate import warmup_cosine
+from sparseinfer.finetune.settings import ObjectiveSettings, RunSettings
+from sparseinfer.finetune.state import read_facts, restore_state, save_state
+from sparseinfer.finetune.strength import Strength
+from sparseinfer.finetune.student import Student
+
+_SEEDS_PER_STEP = 1 << 20
+"""Passes of a step, over all processes, that have seeds of their own."""
+
+
+class Batches(Protocol):
+    """Training windows as a function of the step."""
+
+    def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Tensor:
+        """int64 [size / world, T]: rows of one process."""
+        ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to write a state, and when to stop for now.
+
+    Attributes:
+        save_every: steps.
+        seconds: wall time after which the run stops at the next step, its state written; None: at
+            its end.
+    """
+
+    save_every: int = 100
+    seconds: float | None = None
+
+
+class Loop:
+    """One run: a student, its loss and its batches.
+
+    Args:
+        objective: None for the dense control, which has nothing but the language modelling loss.
+        strength: lambda by step.
+        folder: where states and metrics are kept.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        student: Student,
+        parent: nn.Module | None,
+        batches: Batches,
+        objective: ObjectiveSettings | None,
+        run: RunSettings,
+        strength: Strength,
+        folder: Path,
+    ) -> None:
+        self._accelerator = accelerator
+        self._student = student
+        self._parent = parent
+        self._batches = batches
+        self._objective = objective or ObjectiveSettings(act="relu", objective="relu")
+        self._run = run
+        self._strength = strength
+        self._folder = folder
+        self._rate = warmup_cosine(
+            steps=run.steps, warmup=round(run.warm_up * run.steps), floor=run.final_rate
+        )
+        world = accelerator.num_processes
+        if run.batch % (run.micro_batch * world):
+            raise ConfigError(
+                f"--batch {run.batch} is not a multiple of --micro-batch {run.micro_batch} times "
+                f"{world} processes"
+            )
+        self._passes = run.batch // (run.micro_batch * world)
+        if run.gradient_checkpointing:
+            model: Any = student.model
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        student.model.train()
+        optimiser = torch.optim.AdamW(
+            student.model.parameters(),
+            lr=run.rate,
+            betas=(0.9, 0.95),
+            weight_decay=run.weight_decay,
+            fused=True,
+        )
+        self._model, self._optimiser = accelerator.prepare(student.model, optimiser)
+
+    @property
+    def states(self) -> Path:
+        return self._folder / "state"
+
+    def train(self, budget: Budget, progress: Callable[[Step, int], None]) -> bool:
+        """Goes on from the newest state to the end, or until the budget is used up.
+
+        Args:
+            progress: called with each step's metrics and the number of steps.
+
+        Returns:
+            Whether the run is at its end; a state of the last step is written in any case.
+
+        Raises:
+            NumericalError: loss or gradients that are not finite; the state before is kept.
+            ConfigError: out of memory.
+            OutputError: a state cannot be written; the older one is kept.
+        """
+        facts = read_facts(self.states)
+        begin = 0
+        if facts is not None:
+            restore_state(self.states, self._model, self._optimiser.optimizer)
+            begin = facts["step"]
+            self._strength.restore(facts["strength"])
+        steps, saved = self._run.steps, begin
+        stop = None if budget.seconds is None else time.monotonic() + budget.seconds
+        with self._metrics(begin) as metrics:
+            for number in range(begin, steps):
+                with _telling_memory(number + 1):
+                    step = self._step(number)
+                done = step.step
+                if metrics is not None:
+                    metrics.append(step)
+                    progress(step, steps)
+                over = stop is not None and self._any(time.monotonic() >= stop)
+                if done == steps or over or done - saved >= budget.save_every:
+                    if metrics is not None:
+                        metrics.sync()
+                    self._save(done)
+                    saved = done
+                if over and done < steps:
+                    return False
+        return True
+
+    @property
+    def metrics(self) -> Path:
+        """JSON lines, one per step."""
+        return self._folder / "metrics.jsonl"
+
+    @contextmanager
+    def _metrics(self, begin: int) -> Iterator[MetricsFile | None]:
+        """Of the main process; the others write none."""
+        if not self._accelerator.is_main_process:
+            yield None
+            return
+        with MetricsFile(self.metrics, resumed=begin) as opened:
+            yield opened
+
+    def _save(self, done: int) -> None:
+        facts = {"step": done, "strength": self._strength.state()}
+        save_state(
+            self.states,
+            self._model,
+            self._optimiser.optimizer,
+            facts,
+            writes=self._accelerator.is_main_process,
+        )
+        self._accelerator.wait_for_everyone()
+
+    def _any(self, here: bool) -> bool:
+        """Whether any process says so: all must stop at the same step."""
+        if self._accelerator.num_processes == 1:
+            return here
+        told = torch.tensor(float(here), device=self._accelerator.device)
+        return bool(self._accelerator.reduce(told, "sum") > 0)
+
+    def _step(self, number: int) -> Step:
+        began = time.monotonic()
+        accelerator, run = self._accelerator, self._run
+        self._student.at(number / run.steps)
+        strength = self._strength.at(number + 1)
+        rate = run.rate * self._rate(number)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        rows = self._batches.batch(
+            number, run.batch, accelerator.process_index, accelerator.num_processes
+        ).to(accelerator.device)
+        sums: Tensor | None = None
+        names: list[str] = []
+        for index, ids in enumerate(rows.split(run.micro_batch)):
+            self._seed(number, index)
+            last = index == self._passes - 1
+            with nullcontext() if last else accelerator.no_sync(self._model):
+                parts, vector = self._pass(ids, strength)
+            names = parts
+            sums = vector if sums is None else sums + vector
+        assert sums is not None  # there is at least one pass
+        limit = math.inf if run.clip_norm is None else run.clip_norm
+        norm = accelerator.clip_grad_norm_(self._model.parameters(), limit)
+        means = accelerator.reduce(sums / self._passes, "mean").tolist()
+        norm = float(norm)
+        losses, resting = means[: len(names)], means[len(names) :]
+        self._check_finite(number + 1, losses[0], norm)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        layers = len(self._student.ffns)
+        gate = tuple(resting[:layers])
+        sparsity = sum(gate) / layers
+        self._strength.observe(sparsity)
+        return Step(
+            step=number + 1,
+            tokens=(number + 1) * run.tokens_per_step,
+            loss=losses[0],
+            parts=dict(zip(names[1:], losses[1:], strict=True)),
+            factor=strength,
+            rate=rate,
+            gradient_norm=norm,
+            sparsity=sparsity,
+            output_sparsity=sum(resting[layers:]) / layers,
+            layers=gate,
+            tokens_per_second=run.tokens_per_step / (time.monotonic() - began),
+        )
+
+    def _pass(self, ids: Tensor, strength: float) -> tuple[list[str], Tensor]:
+        """Forward and backward on [B, T] ids: names of the losses, and fp32 [losses + 2 L]."""
+        student, accelerator = self._student, self._accelerator
+        parent_logits = None
+        if self._objective.distill > 0:
+            assert self._parent is not None  # loaded where anything is distilled
+            with torch.no_grad(), accelerator.autocast():
+                parent_logits = self._parent(input_ids=ids, use_cache=False).logits
+        with accelerator.autocast(), student.record.collect() as record:
+            logits = self._model(input_ids=ids, use_cache=False).logits
+        loss = loss_of(logits, ids, record, self._objective, strength, parent_logits)
+        accelerator.backward(loss.total / self._passes)
+        values = [loss.total.detach(), *loss.parts.values()]
+        return ["loss", *loss.parts], torch.cat((torch.stack(values), record.resting().flatten()))
+
+    def _seed(self, number: int, index: int) -> None:
+        """Random numbers of a pass, whichever process starts with it."""
+        place = self._accelerator.process_index * self._passes + index
+        torch.manual_seed((self._run.seed * _SEEDS_PER_STEP + number) * _SEEDS_PER_STEP + place)
+
+    def _check_finite(self, number: int, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        what = "loss" if not math.isfinite(loss) else "gradients"
+        kept = read_facts(self.states)
+        left = f"the state after step {kept['step']} is kept in {self.states}" if kept else (
+            "no state was written yet"
+        )  # fmt: skip
+        raise NumericalError(
+            f"{what} of step {number} are not finite: training stops; {left}; a lower --lr, fp32 "
+            "or --clip-norm may help"
+        )
+
+
+@contextmanager
+def _telling_memory(number: int) -> Iterator[None]:
+    """Turns what torch raises without memory into one line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        short = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not short and "can't allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"out of memory in step {number}: lower --micro-batch (passes are accumulated) or "
+            "--context, or add --gradient-checkpointing; --precision bf16 halves what passes keep"
+        ) from error

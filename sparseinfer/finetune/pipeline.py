@@ -1,0 +1,328 @@
+"""`finetune`: from a dense checkpoint to a fine-tuned one, with its controls beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from sparseinfer.atomic import check_replaceable
+from sparseinfer.checkpoint import is_converted
+from sparseinfer.checkpoint.layout import Progress, no_progress
+from sparseinfer.checkpoint.writer import validate_weights
+from sparseinfer.config import FinetuningRecord
+from sparseinfer.convert import OpenProbe, convert
+from sparseinfer.errors import ConfigError
+from sparseinfer.finetune.folder import RunFolder
+from sparseinfer.finetune.loop import Budget, Loop
+from sparseinfer.finetune.metrics import Step, read_metrics
+from sparseinfer.finetune.request import (
+    WARM_START_TOKENS,
+    Request,
+    Subject,
+    check_texts,
+    open_subject,
+    side_folder,
+)
+from sparseinfer.finetune.result import layer_sparsity, write_dense, write_sparse
+from sparseinfer.finetune.settings import ObjectiveSettings, check_objective, check_run
+from sparseinfer.finetune.state import read_weights
+from sparseinfer.finetune.strength import NONE, Scheduled, Steered, Strength
+from sparseinfer.finetune.schedule import LambdaSchedule
+from sparseinfer.finetune.controller import Controller
+from sparseinfer.finetune.student import load_parent, load_student
+from sparseinfer.finetune.text import Text, training_text
+from sparseinfer.finetune.warming import warm_sparsity, warm_weights
+
+logger = logging.getLogger("sparseinfer")
+
+RunName = Literal["tuned", "dense", "plain-relu"]
+OnStep = Callable[[RunName, Step, int], None]
+"""Called with the name of a run, what its newest step measured, and its number of steps."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A checkpoint that `finetune` wrote."""
+
+    name: RunName
+    path: Path
+    steps: tuple[Step, ...]
+    """What each step measured; none after a warm start alone."""
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """What `finetune` did.
+
+    Attributes:
+        results: the fine-tuned model first, then its controls; none while it is not finished.
+        folder: where an unfinished run waits.
+    """
+
+    results: tuple[Result, ...]
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.results)
+
+
+def finetune(
+    model: str,
+    request: Request,
+    *,
+    out: Path,
+    budget: Budget = Budget(),
+    cpu: bool = False,
+    open_probe: OpenProbe | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+    on_step: OnStep = lambda _name, _step, _steps: None,
+) -> Finetuning:
+    """Fine-tunes a model to a ReLU-like activation and writes it to a folder.
+
+    Everything unfinished is kept in `<out>.training`; a call with the same arguments goes on there.
+    In several processes (`accelerate launch`) each must call it; the first writes.
+
+    Args:
+        model: local folder, `.gguf` file, hub id or alias.
+        out: folder to write; controls go to `<out>-dense` and `<out>-plain-relu`.
+        budget: how often states are written, and for how long to train now.
+        cpu: leave GPUs alone.
+        open_probe: runs the model for FATReLU's thresholds (`sparseinfer.eval.ModelProbe`).
+
+    Raises:
+        NumericalError: loss or gradients that are not finite; the last state is kept.
+        SparseInferError: any of its other kinds.
+    """
+    check_texts(request.texts, request.self_generate)
+    _check(request, open_probe)
+    subject = open_subject(model, request.objective)
+    config = subject.start.config
+    objective = check_objective(request.objective, config.intermediate_size)
+    check_run(request.run, config.context_length)
+    warm = request.warm_start
+    if warm is None:
+        warm = WARM_START_TOKENS if subject.was_silu else 0
+    request = replace(request, objective=objective, warm_start=warm)
+    _check_warm_start(request)
+    for name in _names(request):
+        check_replaceable(
+            _target(out, name),
+            subject.start.path,
+            force=force,
+            kind="a fine-tuned checkpoint",
+            is_kind=is_converted if name != "dense" else _is_model,
+        )
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision="bf16" if request.run.precision == "bf16" else "no"
+    )
+    folder = RunFolder(out)
+    main = accelerator.is_main_process
+    if main:
+        if folder.claim(_settings(request, subject)):
+            logger.info("going on with what is in %s", folder.path)
+        validate_weights(subject.start, progress)
+    text = training_text(request, subject, folder, accelerator, progress)
+    if not request.run.tokens:
+        request = replace(
+            request, run=request.run.model_copy(update={"tokens": text.trainable(request.run)})
+        )
+    if main and request.warm_start:
+        warm_weights(subject, request, folder, progress)
+    accelerator.wait_for_everyone()
+    start = warm_weights(subject, request, folder, progress) if request.warm_start else {}
+    finished = request.warm_start_only or all(
+        _train(name, subject, request, folder, text, start, accelerator, budget, on_step)
+        for name in _names(request)
+    )
+    if not finished:
+        return Finetuning((), folder.path)
+    results = ()
+    if main:
+        results = tuple(
+            _write(name, subject, request, folder, text, start, out, open_probe, force, progress)
+            for name in _names(request)
+        )
+        folder.remove()
+    accelerator.wait_for_everyone()
+    return Finetuning(results, folder.path)
+
+
+def _check(request: Request, open_probe: OpenProbe | None) -> None:
+    if request.objective.act == "fatrelu" and open_probe is None:
+        raise ConfigError(
+            "fatrelu finds its thresholds by running the model: pass "
+            "open_probe=sparseinfer.eval.ModelProbe"
+        )
+
+
+def _check_warm_start(request: Request) -> None:
+    if request.warm_start_only and not request.warm_start:
+        raise ConfigError("--warm-start-only without a warm start does nothing")
+    if request.warm_start_only and request.controls:
+        raise ConfigError("--control compares fine-tuned models; --warm-start-only trains none")
+
+
+def _names(request: Request) -> tuple[RunName, ...]:
+    return ("tuned", "dense", "plain-relu") if request.controls else ("tuned",)
+
+
+def _target(out: Path, name: RunName) -> Path:
+    return out if name == "tuned" else side_folder(out, name)
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file()
+
+
+def _settings(request: Request, subject: Subject) -> dict[str, Any]:
+    """All that results depend on; controls may be added later."""
+    return {
+        "model": subject.resolved.reference,
+        "weights": subject.start.ffn_sha256,
+        "objective": request.objective.model_dump(mode="json"),
+        "run": request.run.model_dump(mode="json"),
+        "text": list(request.texts),
+        "self_generate": request.self_generate,
+        "warm_start": request.warm_start,
+        "shift_budget": request.shift_budget if request.objective.act == "fatrelu" else None,
+    }
+
+
+def _objective(name: RunName, request: Request) -> ObjectiveSettings | None:
+    """What a run minimises: controls have the language modelling loss alone."""
+    if name == "tuned":
+        return request.objective
+    return None if name == "dense" else ObjectiveSettings(act="relu", objective="relu")
+
+
+def _warmed(name: RunName, request: Request) -> bool:
+    """Whether a run begins at the warm start: plain ReLU does where that was made for ReLU."""
+    return name == "tuned" or (name == "plain-relu" and request.objective.act in ("relu", "fatrelu"))
+
+
+def _strength(objective: ObjectiveSettings | None, steps: int) -> Strength:
+    if objective is None or objective.objective != "prosparse":
+        return NONE
+    if objective.target_sparsity is not None:
+        return Steered(Controller(objective.target_sparsity, steps))
+    assert objective.schedule is not None  # filled in when it was checked
+    return Scheduled(LambdaSchedule.of(objective.schedule, steps))
+
+
+def _train(
+    name: RunName,
+    subject: Subject,
+    request: Request,
+    folder: RunFolder,
+    text: Text,
+    start: Mapping[str, Tensor],
+    accelerator: Accelerator,
+    budget: Budget,
+    on_step: OnStep,
+) -> bool:
+    """Trains one run as far as the budget allows; whether it is at its end."""
+    objective, run = _objective(name, request), request.run
+    distils = objective is not None and (objective.distill > 0 or objective.distill_ffn > 0)
+    parent = None
+    if distils:
+        # Passes of the teacher keep nothing, so half precision costs no gradient.
+        dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+        parent = load_parent(subject.dense, dtype).to(accelerator.device)
+    place = folder.of(name)
+    if accelerator.is_main_process:
+        place.mkdir(exist_ok=True)
+    accelerator.wait_for_everyone()
+    student = load_student(
+        subject.dense if name == "dense" else subject.start,
+        objective,
+        start=start if _warmed(name, request) else None,
+        parent=parent if objective is not None and objective.distill_ffn > 0 else None,
+        with_l1=objective is not None and objective.objective == "prosparse",
+    )
+    loop = Loop(
+        accelerator,
+        student,
+        parent,
+        text.batches(run),
+        objective,
+        run,
+        _strength(objective, run.steps),
+        place,
+    )
+    return loop.train(budget, lambda step, steps: on_step(name, step, steps))
+
+
+def _write(
+    name: RunName,
+    subject: Subject,
+    request: Request,
+    folder: RunFolder,
+    text: Text,
+    start: Mapping[str, Tensor],
+    out: Path,
+    open_probe: OpenProbe | None,
+    force: bool,
+    progress: Progress,
+) -> Result:
+    """The checkpoint of a finished run."""
+    target = _target(out, name)
+    if request.warm_start_only:
+        weights = dict(subject.start.read()) | dict(start)
+        record = _record(request, request.objective, text, 0, warm_sparsity(folder))
+        write_sparse(subject, request.objective, weights, target, record, metrics=None,
+                     force=force, progress=progress)  # fmt: skip
+        return Result(name, target, ())
+    place = folder.of(name)
+    metrics = place / "metrics.jsonl"
+    steps = tuple(read_metrics(metrics))
+    found = read_weights(place / "state")
+    objective = _objective(name, request)
+    # Of a tied head one of the two names is stored; checkpoints hold the embedding.
+    weights = {tensor: found[tensor] for tensor in subject.start.tensors}
+    if objective is None:
+        facts = {"tokens": steps[-1].tokens, "text": " + ".join(text.names)}
+        write_dense(subject, weights, target, facts, metrics=metrics, force=force,
+                    progress=progress)  # fmt: skip
+        return Result(name, target, steps)
+    record = _record(request, objective, text, steps[-1].tokens, layer_sparsity(steps))
+    if objective.act != "fatrelu":
+        write_sparse(subject, objective, weights, target, record, metrics=metrics, force=force,
+                     progress=progress)  # fmt: skip
+        return Result(name, target, steps)
+    unshifted = place / "unshifted"
+    write_sparse(subject, objective, weights, unshifted, record, metrics=metrics, force=True,
+                 progress=progress)  # fmt: skip
+    convert(str(unshifted), "fatrelu", out=target, ppl_budget=request.shift_budget,
+            open_probe=open_probe, force=force, progress=progress)  # fmt: skip
+    return Result(name, target, steps)
+
+
+def _record(
+    request: Request,
+    objective: ObjectiveSettings,
+    text: Text,
+    tokens: int,
+    resting: tuple[float, ...],
+) -> FinetuningRecord:
+    settings = request.run.model_dump(mode="json")
+    settings |= objective.model_dump(mode="json", exclude_none=True)
+    return FinetuningRecord(
+        objective=objective.objective if tokens else "warm-start",
+        texts=text.names,
+        text_sha256=text.sha256,
+        text_tokens=text.tokens,
+        self_generated=text.self_generated,
+        tokens=tokens,
+        warm_start_tokens=request.warm_start,
+        layer_sparsity=resting,
+        settings=settings,
+    )
