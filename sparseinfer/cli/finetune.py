@@ -18,7 +18,6 @@ from sparseinfer.cli.console import (
     print_table,
     progress,
 )
-
 from sparseinfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,9 +40,7 @@ def finetune(
     ] = "relu",
     text: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A text file, .jsonl, hf:<id>, or coqa, lambada, pydoc; repeat to join."
-        ),
+        typer.Option(help="A text file, .jsonl, hf:<id>, or coqa, lambada, pydoc; repeat to join."),
     ] = None,
     self_generate: Annotated[
         int | None,
@@ -87,9 +84,7 @@ def finetune(
     top_k: Annotated[int | None, typer.Option(help="topk: neurons that a token keeps.")] = None,
     ppl_budget: Annotated[
         str | None,
-        typer.Option(
-            metavar="RISE", help="fatrelu: what its thresholds may cost (default 1%)."
-        ),
+        typer.Option(metavar="RISE", help="fatrelu: what its thresholds may cost (default 1%)."),
     ] = None,
     warm_start: Annotated[
         bool | None,
@@ -195,9 +190,7 @@ def finetune(
         warm_start=_warm_start(warm_start, warm_start_tokens, warm_start_only),
         warm_start_only=warm_start_only,
         controls=control,
-        shift_budget=SHIFT_BUDGET
-        if ppl_budget is None
-        else fraction(ppl_budget, "--ppl-budget"),
+        shift_budget=SHIFT_BUDGET if ppl_budget is None else fraction(ppl_budget, "--ppl-budget"),
     )
     with progress() as show, _steps(as_json) as on_step:
         done = run(
@@ -248,7 +241,13 @@ def _steps(quiet: bool) -> Iterator[Callable[[str, Step, int], None]]:
     """A bar on stderr with what the newest step measured; where stderr is no terminal, a line every
     half minute."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     columns = (
@@ -281,4 +280,6 @@ def _measured(step: Step, bars: bool) -> str:
         f"loss {step.loss:.3f}, lambda {step.factor:.2e}, {step.tokens_per_second:,.0f} tokens/s, "
         f"at rest {percent(step.sparsity or 0.0)}"
     )
-    return f"{text} {''.join(_BARS[int(7.999 * (one or 0))] for one in step.layers)}" if bars else text
+    return (
+        f"{text} {''.join(_BARS[int(7.999 * (one or 0))] for one in step.layers)}" if bars else text
+    )

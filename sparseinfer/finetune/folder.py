@@ -1,9 +1,9 @@
-"""The folder beside the output in which an unfinished run lives, and the settings it was begun with.
+"""The folder beside the output where an unfinished run lives, with the settings it began with.
 
-    OUT.training/settings.json       what was asked for
-                 text/               token ids to train on
-                 warm-start/         finished layers of the warm start
-                 tuned/, dense/, plain-relu/    each run's state and metrics
+OUT.training/settings.json       what was asked for
+             text/, self-generated/    token ids to train on
+             warm-start/         finished layers of the warm start
+             tuned/, dense/, plain-relu/    each run's state and metrics
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class RunFolder:
     @property
     def text(self) -> Path:
         return self.path / "text"
+
+    @property
+    def generated(self) -> Path:
+        return self.path / "self-generated"
 
     @property
     def warm_start(self) -> Path:

@@ -19,6 +19,7 @@ from sparseinfer.checkpoint.writer import validate_weights
 from sparseinfer.config import FinetuningRecord
 from sparseinfer.convert import OpenProbe, convert
 from sparseinfer.errors import ConfigError
+from sparseinfer.finetune.controller import Controller
 from sparseinfer.finetune.folder import RunFolder
 from sparseinfer.finetune.loop import Budget, Loop
 from sparseinfer.finetune.metrics import Step, read_metrics
@@ -31,14 +32,14 @@ from sparseinfer.finetune.request import (
     side_folder,
 )
 from sparseinfer.finetune.result import layer_sparsity, write_dense, write_sparse
+from sparseinfer.finetune.schedule import LambdaSchedule
 from sparseinfer.finetune.settings import ObjectiveSettings, check_objective, check_run
 from sparseinfer.finetune.state import read_weights
 from sparseinfer.finetune.strength import NONE, Scheduled, Steered, Strength
-from sparseinfer.finetune.schedule import LambdaSchedule
-from sparseinfer.finetune.controller import Controller
 from sparseinfer.finetune.student import load_parent, load_student
 from sparseinfer.finetune.text import Text, training_text
-from sparseinfer.finetune.warming import warm_sparsity, warm_weights
+from sparseinfer.finetune.warm_start import WarmLayer
+from sparseinfer.finetune.warming import by_name, neuron_sparsity, warm_layers
 
 logger = logging.getLogger("sparseinfer")
 
@@ -108,10 +109,10 @@ def finetune(
     config = subject.start.config
     objective = check_objective(request.objective, config.intermediate_size)
     check_run(request.run, config.context_length)
-    warm = request.warm_start
-    if warm is None:
-        warm = WARM_START_TOKENS if subject.was_silu else 0
-    request = replace(request, objective=objective, warm_start=warm)
+    tokens = request.warm_start
+    if tokens is None:
+        tokens = WARM_START_TOKENS if subject.was_silu else 0
+    request = replace(request, objective=objective, warm_start=tokens)
     _check_warm_start(request)
     for name in _names(request):
         check_replaceable(
@@ -133,12 +134,16 @@ def finetune(
     text = training_text(request, subject, folder, accelerator, progress)
     if not request.run.tokens:
         request = replace(
-            request, run=request.run.model_copy(update={"tokens": text.trainable(request.run)})
+            request, run=request.run.model_copy(update={"tokens": text.once(request.run)})
         )
-    if main and request.warm_start:
-        warm_weights(subject, request, folder, progress)
-    accelerator.wait_for_everyone()
-    start = warm_weights(subject, request, folder, progress) if request.warm_start else {}
+    warm: list[WarmLayer] = []
+    if request.warm_start:
+        if main:
+            warm = warm_layers(subject, request, text, folder, progress)
+        accelerator.wait_for_everyone()
+        if not main:
+            warm = warm_layers(subject, request, text, folder)
+    start = by_name(warm)
     finished = request.warm_start_only or all(
         _train(name, subject, request, folder, text, start, accelerator, budget, on_step)
         for name in _names(request)
@@ -148,7 +153,7 @@ def finetune(
     results = ()
     if main:
         results = tuple(
-            _write(name, subject, request, folder, text, start, out, open_probe, force, progress)
+            _write(name, subject, request, folder, text, warm, out, open_probe, force, progress)
             for name in _names(request)
         )
         folder.remove()
@@ -206,7 +211,9 @@ def _objective(name: RunName, request: Request) -> ObjectiveSettings | None:
 
 def _warmed(name: RunName, request: Request) -> bool:
     """Whether a run begins at the warm start: plain ReLU does where that was made for ReLU."""
-    return name == "tuned" or (name == "plain-relu" and request.objective.act in ("relu", "fatrelu"))
+    return name == "tuned" or (
+        name == "plain-relu" and request.objective.act in ("relu", "fatrelu")
+    )
 
 
 def _strength(objective: ObjectiveSettings | None, steps: int) -> Strength:
@@ -267,7 +274,7 @@ def _write(
     request: Request,
     folder: RunFolder,
     text: Text,
-    start: Mapping[str, Tensor],
+    warm: list[WarmLayer],
     out: Path,
     open_probe: OpenProbe | None,
     force: bool,
@@ -276,8 +283,8 @@ def _write(
     """The checkpoint of a finished run."""
     target = _target(out, name)
     if request.warm_start_only:
-        weights = dict(subject.start.read()) | dict(start)
-        record = _record(request, request.objective, text, 0, warm_sparsity(folder))
+        weights = dict(subject.start.read()) | by_name(warm)
+        record = _record(request, request.objective, text, 0, neuron_sparsity(warm))
         write_sparse(subject, request.objective, weights, target, record, metrics=None,
                      force=force, progress=progress)  # fmt: skip
         return Result(name, target, ())

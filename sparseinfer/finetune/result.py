@@ -14,10 +14,10 @@ from sparseinfer.checkpoint.layout import Progress
 from sparseinfer.checkpoint.writer import write_tuned
 from sparseinfer.config import FinetuningRecord, SparsityRecord
 from sparseinfer.convert.card import model_card
+from sparseinfer.convert.masks import Masks
 from sparseinfer.convert.methods import choose_method
 from sparseinfer.convert.options import MethodOptions
 from sparseinfer.convert.record import make_record
-from sparseinfer.convert.masks import Masks
 from sparseinfer.finetune.metrics import Step
 from sparseinfer.finetune.request import Subject, hidden_act
 from sparseinfer.finetune.settings import ObjectiveSettings

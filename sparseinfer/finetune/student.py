@@ -1,4 +1,4 @@
-"""The model that is trained, and the dense parent that it learns from, as transformers runs them."""
+"""The model that is trained and the dense parent that it learns from, as transformers has them."""
 
 from __future__ import annotations
 

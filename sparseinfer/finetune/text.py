@@ -1,0 +1,125 @@
+"""What a run reads: texts, or what the dense parent writes itself, as one stream of token ids."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import chain
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from sparseinfer.checkpoint.layout import Progress
+from sparseinfer.finetune.folder import RunFolder
+from sparseinfer.finetune.packing import PackedBatches, tokens_needed
+from sparseinfer.finetune.request import Request, Subject
+from sparseinfer.finetune.self_generated import self_generate
+from sparseinfer.finetune.settings import RunSettings
+from sparseinfer.finetune.token_store import JoinedTokens, TokenStore, build_store
+from sparseinfer.sources import stream_texts
+from sparseinfer.tokenizer import load_tokenizer
+
+SELF = "self-generated"
+
+
+@dataclass(frozen=True)
+class Text:
+    """
+    Attributes:
+        stores: joined in this order.
+        names: as the user gave them; `self-generated` for what the parent wrote.
+    """
+
+    stores: tuple[TokenStore, ...]
+    names: tuple[str, ...]
+    self_generated: float
+    """Fraction of the tokens that the parent wrote."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(store) for store in self.stores)
+
+    @property
+    def sha256(self) -> str:
+        """Of the ids; of several stores, of their hashes."""
+        hashes = [store.record.sha256 for store in self.stores]
+        if len(hashes) == 1:
+            return hashes[0]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def batches(self, run: RunSettings) -> PackedBatches:
+        return PackedBatches(JoinedTokens(self.stores), context=run.context, seed=run.seed)
+
+    def once(self, run: RunSettings) -> int:
+        """Tokens of the steps that read the text once."""
+        steps = self.batches(run).windows_per_epoch // run.batch
+        return max(1, steps) * run.tokens_per_step
+
+    def windows(self, tokens: int, context: int, seed: int) -> Tensor:
+        """About so many tokens of the text, int64 [W, context], none of them twice: the first
+        windows of training."""
+        batches = PackedBatches(JoinedTokens(self.stores), context=context, seed=seed)
+        count = min(max(1, tokens // context), batches.windows_per_epoch)
+        return batches.batch(0, count)
+
+
+def training_text(
+    request: Request,
+    subject: Subject,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> Text:
+    """Makes the token stores that are not there yet (in the main process), and opens them.
+
+    Raises:
+        SourceError: a text that cannot be read, or is too short for one batch.
+        SparseInferError: any of its other kinds.
+    """
+    if accelerator.is_main_process:
+        _make(request, subject, folder, accelerator, progress)
+    accelerator.wait_for_everyone()
+    places = [(folder.text, request.texts), (folder.generated, (SELF,))]
+    wanted = [bool(request.texts), request.self_generate is not None]
+    chosen = [place for place, take in zip(places, wanted, strict=True) if take]
+    stores = tuple(TokenStore.open(path) for path, _ in chosen)
+    names = tuple(chain.from_iterable(names for _, names in chosen))
+    own = len(stores[-1]) if request.self_generate is not None else 0
+    return Text(stores, names, own / sum(len(store) for store in stores))
+
+
+def _make(
+    request: Request,
+    subject: Subject,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> None:
+    tokenizer = load_tokenizer(subject.start.path)
+    config, run = subject.start.config, request.run
+    end = min(config.eos_token_ids, default=None)
+    least = tokens_needed(size=run.batch, context=run.context, held_out=0)
+    if request.self_generate is not None:
+        self_generate(
+            folder.generated,
+            checkpoint=subject.dense,
+            tokenizer=tokenizer,
+            end_of_text=end,
+            tokens=request.self_generate,
+            seed=run.seed,
+            device=str(accelerator.device),
+            progress=progress,
+        )
+        least = 1  # the rest may be short
+    if request.texts:
+        build_store(
+            folder.text,
+            stream_texts(request.texts),
+            tokenizer,
+            vocab_size=config.vocab_size,
+            end_of_text=end,
+            tokens=None,
+            source={"text": list(request.texts)},
+            least=least,
+            progress=progress,
+        )

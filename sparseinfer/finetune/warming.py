@@ -1,0 +1,63 @@
+"""The warm start of a run: fitted layers as tensors by name, whichever process asks."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+
+from sparseinfer import arch
+from sparseinfer.checkpoint.layout import Progress, no_progress
+from sparseinfer.finetune.folder import RunFolder
+from sparseinfer.finetune.request import Request, Subject
+from sparseinfer.finetune.text import Text
+from sparseinfer.finetune.warm_start import WarmLayer, memory_needed, warm_start
+
+logger = logging.getLogger("sparseinfer")
+
+
+def warm_layers(
+    subject: Subject,
+    request: Request,
+    text: Text,
+    folder: RunFolder,
+    progress: Progress = no_progress,
+) -> list[WarmLayer]:
+    """Fits the layers that are not in the folder yet, and reads the others.
+
+    Raises:
+        SparseInferError: as `warm_start`.
+    """
+    assert request.warm_start is not None  # settled when the model was known
+    run = request.run
+    windows = text.windows(request.warm_start, run.context, run.seed)
+    logger.info(
+        "warm start on %d tokens: needs about %.1f GiB of memory",
+        windows.numel(),
+        memory_needed(subject.dense.config, windows.numel()) / 2**30,
+    )
+    return list(
+        warm_start(
+            subject.dense,
+            act=request.objective.act,
+            windows=windows,
+            dtype=subject.dense.dtype,
+            work=folder.warm_start,
+            seed=run.seed,
+            progress=progress,
+        )
+    )
+
+
+def by_name(layers: list[WarmLayer]) -> dict[str, Tensor]:
+    """Tensor name in a checkpoint -> fp32 tensor."""
+    return {
+        arch.ffn_name(layer.layer, part): getattr(layer, part)
+        for layer in layers
+        for part in ("gate", "up", "down")
+    }
+
+
+def neuron_sparsity(layers: list[WarmLayer]) -> tuple[float, ...]:
+    """Of each layer, on tokens that were not fitted on."""
+    return tuple(layer.record.neuron_sparsity for layer in layers)
