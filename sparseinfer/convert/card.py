@@ -74,7 +74,7 @@ def _finetuning_lines(tuned: FinetuningRecord) -> list[str]:
     lines = [
         "## How it was fine-tuned",
         "",
-        f"- objective: {tuned.objective}, {tuned.tokens} tokens ({tuned.epochs:.2f} times the text)",
+        f"- objective: {tuned.objective}, {tuned.tokens} tokens, {tuned.epochs:.2f} times the text",
         f"- text: `{' + '.join(tuned.texts)}`, {tuned.text_tokens} tokens{own} (SHA-256 of their "
         f"ids {tuned.text_sha256})",
         f"- neuron sparsity in the last steps: {mean:.4f}",

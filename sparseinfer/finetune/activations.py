@@ -106,11 +106,13 @@ class Phases:
 def phases(settings: ObjectiveSettings) -> Phases:
     """Gate activations of an objective whose settings were checked."""
     if settings.objective == "stochastic":
-        assert settings.stochastic_p is not None and settings.relu_fraction is not None
+        assert settings.stochastic_p is not None
+        assert settings.relu_fraction is not None
         return Phases(Stochastic(settings.stochastic_p), relu, 1 - settings.relu_fraction)
     if settings.objective == "clipped":
         tau, fraction = settings.soft_threshold, settings.relu_fraction
-        assert tau is not None and fraction is not None
+        assert tau is not None
+        assert fraction is not None
         return Phases(SoftThreshold(tau, settings.clip), SoftThreshold(tau), 1 - fraction)
     if settings.objective == "topk":
         assert settings.top_k is not None
