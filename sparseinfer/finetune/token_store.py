@@ -1,7 +1,7 @@
 """A text as token ids on disk, made once: what training reads from.
 
-    tokens.bin    the ids, one after the other: little-endian uint16, or uint32 for vocabularies above
-                  65,536
+    tokens.bin    the ids, one after the other: little-endian uint16, or uint32 for vocabularies
+                  above 65,536
     store.json    how many, of which text, by which tokenizer, and the SHA-256 of tokens.bin
 
 Documents follow each other as `<prefix> text <end of text>`, the prefix being what the tokenizer
@@ -61,7 +61,7 @@ class _Record(BaseModel):
 class Origin(_Record):
     """What a store is made of; where it is the same, a finished store is used again."""
 
-    asked: int | None = Field(default=None, gt=0)
+    tokens_asked: int | None = Field(default=None, gt=0)
     """Tokens after which the text is cut; None: all of it."""
     vocab_size: int = Field(gt=0)
     """Of the model."""
@@ -73,11 +73,8 @@ class Origin(_Record):
 
     def differs_from(self, other: Origin) -> str:
         """The first difference, for a message; nothing where there is none."""
-        for name in type(self).model_fields:
-            mine, its = getattr(self, name), getattr(other, name)
-            if mine != its:
-                return f"{name} {_short(mine)}, not {_short(its)}"
-        return ""
+        mine, its = (one.model_dump(mode="json") for one in (self, other))
+        return first_difference(mine.pop("source") | mine, its.pop("source") | its)
 
 
 class StoreRecord(_Record):
@@ -205,13 +202,16 @@ def build_store(
     if tokens is not None and tokens < least:
         raise ConfigError(f"{tokens:,} tokens are too few: one batch of them has {least:,}")
     origin = Origin(
-        asked=tokens,
+        tokens_asked=tokens,
         vocab_size=vocab_size,
         end_of_text=end_of_text,
         tokenizer_sha256=tokenizer.sha256,
         source=source,
     )
-    return finished_store(folder, origin) or write_store(
+    found = finished_store(folder, origin)
+    if found is not None:
+        return found
+    return write_store(
         folder,
         _tokenised(documents, tokenizer, end_of_text),
         origin,
@@ -231,9 +231,7 @@ def finished_store(folder: Path, origin: Origin) -> TokenStore | None:
     if not (folder / JSON).exists():
         return None
     found = TokenStore.open(folder)
-    # As it would be read: tuples become lists.
-    wanted = Origin.model_validate_json(origin.model_dump_json())
-    if difference := found.record.origin.differs_from(wanted):
+    if difference := found.record.origin.differs_from(origin):
         raise ConfigError(
             f"{folder} holds text of another run ({difference}); choose another work folder, or "
             "delete it"
@@ -268,8 +266,8 @@ def write_store(
         with (partial / IDS).open("wb") as file:
             for document in documents:
                 ids = np.asarray(document, dtype=np.int64)
-                if origin.asked is not None:
-                    ids = ids[: origin.asked - count]
+                if origin.tokens_asked is not None:
+                    ids = ids[: origin.tokens_asked - count]
                 _check_ids(ids, origin.vocab_size)
                 data = ids.astype(dtype).tobytes()
                 file.write(data)
@@ -278,8 +276,8 @@ def write_store(
                 written += 1
                 if count - reported >= _REPORT_EVERY:
                     reported = count
-                    progress(what, count, origin.asked or count)
-                if count == origin.asked:
+                    progress(what, count, origin.tokens_asked or count)
+                if count == origin.tokens_asked:
                     break
         if count < max(least, 1):
             raise SourceError(
@@ -290,7 +288,7 @@ def write_store(
             tokens=count, documents=written, dtype=name, sha256=digest.hexdigest(), origin=origin
         )
         (partial / JSON).write_text(record.model_dump_json(indent=1) + "\n", "utf-8")
-    progress(what, count, origin.asked or count)
+    progress(what, count, origin.tokens_asked or count)
     return TokenStore.open(folder)
 
 
@@ -304,7 +302,7 @@ def _tokenised(
 
 
 def _check_ids(ids: np.ndarray[Any, Any], vocab_size: int) -> None:
-    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < vocab_size):
+    if len(ids) and int(ids.max()) >= vocab_size:
         raise SourceError(
             f"the tokenizer gives id {int(ids.max())} but the model's vocabulary has {vocab_size}: "
             "they do not belong together"
@@ -338,6 +336,14 @@ def _read_record(folder: Path) -> StoreRecord:
         raise SourceError(
             f"{file} is damaged: {where}: {first['msg']}; delete {folder}, and it is made again"
         ) from error
+
+
+def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """ "seed 1, not 2": the first value that differs, for a message; "" where all are the same."""
+    for name in [*found, *(name for name in wanted if name not in found)]:
+        if found.get(name) != wanted.get(name):
+            return f"{name} {_short(found.get(name))}, not {_short(wanted.get(name))}"
+    return ""
 
 
 def _short(value: Any) -> str:
