@@ -31,13 +31,13 @@ def opening_of(tokenizer: Tokenizer, end_of_text: int | None) -> list[int]:
         ConfigError: the model has none of them.
     """
     if prefix := tokenizer.special_prefix:
-        return prefix
+        return list(prefix)
     if first := tokenizer.first_token:
         return [first[0]]
     if end_of_text is None:
         raise ConfigError(
-            "the model has no token that begins or ends a text, so it cannot begin one itself: give "
-            "a text instead of --self-generate"
+            "the model has no token that begins or ends a text, so it cannot write one: give a "
+            "text instead of --self-generate"
         )
     return [end_of_text]
 

@@ -84,7 +84,7 @@ def self_generate(
     """Has a model write `tokens` tokens, or opens the store of what it wrote before.
 
     Batches are kept in `<folder>.parts` until all are written: a killed run goes on there when the
-    same (or more) is asked for again. The random numbers of a batch depend on the seed and the
+    same is asked for again. The random numbers of a batch depend on the seed and the
     number of the batch alone, so that the text is that of a run in one go (on one thread; with
     several, sums may round otherwise).
 
@@ -218,7 +218,7 @@ class _Begin:
         rows, forced = [], []
         for row, newest in enumerate(input_ids[:, -1].tolist()):
             waiting = self._waiting[row]
-            if not waiting and newest in self._ends and input_ids.shape[1] > 1:
+            if not waiting and newest in self._ends:
                 beginning = self._draw()
                 # The token that ends a document may be what the next one begins after.
                 waiting.extend(beginning[1:] if beginning[0] == newest else beginning)

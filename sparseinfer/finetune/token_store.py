@@ -83,7 +83,7 @@ class StoreRecord(_Record):
     format_version: Literal[1] = STORE_VERSION
     tokens: int = Field(gt=0)
     documents: int = Field(gt=0)
-    """The last may be cut."""
+    """The last may be cut. Of text that a model wrote: rows, of which each may hold several."""
     dtype: Literal["uint16", "uint32"]
     sha256: str
     """Of tokens.bin."""
