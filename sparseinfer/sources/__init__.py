@@ -9,7 +9,7 @@ from sparseinfer.sources.aliases import ALIASES, DEFAULT_MODEL
 from sparseinfer.sources.cache import cache_root, offline
 from sparseinfer.sources.models import ResolvedModel, resolve_model
 from sparseinfer.sources.text_sets import CALIBRATION_TEXT, EVALUATION_TEXT, NAMED_TEXTS
-from sparseinfer.sources.texts import Text, load_text
+from sparseinfer.sources.texts import Text, load_text, stream_text, stream_texts
 
 __all__ = [
     "ALIASES",
@@ -23,4 +23,6 @@ __all__ = [
     "load_text",
     "offline",
     "resolve_model",
+    "stream_text",
+    "stream_texts",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sparseinfer.errors import SourceError
@@ -55,14 +55,18 @@ NAMED_TEXTS: dict[str, Callable[[], tuple[str, ...]]] = {
 }
 
 
-def hub_text(reference: str) -> tuple[str, ...]:
+def hub_documents(reference: str, *, streaming: bool = False) -> Iterator[str]:
     """Column `text` of a hub data set: "org/name", "org/name/config", each with ":split" or not.
 
-    The split is "train" where none is named.
+    The split is "train" where none is named. Rows come one at a time.
+
+    Args:
+        streaming: read them from the hub as they are needed; else (and without a network) the whole
+            split is fetched into the cache first.
 
     Raises:
-        SourceError: `datasets` is not installed, the set cannot be fetched, or it has no such
-            column.
+        SourceError: `datasets` is not installed or the set cannot be fetched (at once); it has no
+            such column, or the network fails (when that is come upon).
     """
     repo, _, split = reference.partition(":")
     parts = repo.split("/")
@@ -77,18 +81,34 @@ def hub_text(reference: str) -> tuple[str, ...]:
     options: dict[str, Any] = {"split": split or "train"}
     if offline():
         options["download_config"] = datasets.DownloadConfig(local_files_only=True)
+    elif streaming:
+        options["streaming"] = True
     try:
         rows: Any = datasets.load_dataset("/".join(parts[:2]), *parts[2:], **options)
-        documents = tuple(row["text"] for row in rows)
+    except Exception as error:  # the library raises dozens of classes
+        raise _cannot_fetch(reference, error) from error
+    return _text_column(reference, rows)
+
+
+def _text_column(reference: str, rows: Iterable[Any]) -> Iterator[str]:
+    empty = True
+    try:
+        for row in rows:
+            text = row["text"]
+            if isinstance(text, str) and text.strip():
+                empty = False
+                yield text
     except KeyError as error:
         raise SourceError(f"text 'hf:{reference}' has no column 'text'") from error
-    except Exception as error:  # the library raises dozens of classes
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SourceError(f"cannot fetch text 'hf:{reference}': {reason}") from error
-    kept = tuple(text for text in documents if isinstance(text, str) and text.strip())
-    if not kept:
+    except Exception as error:
+        raise _cannot_fetch(reference, error) from error
+    if empty:
         raise SourceError(f"text 'hf:{reference}' has no text in column 'text'")
-    return kept
+
+
+def _cannot_fetch(reference: str, error: Exception) -> SourceError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return SourceError(f"cannot fetch text 'hf:{reference}': {reason}")
 
 
 def _rows(member: str) -> Iterator[dict[str, Any]]:

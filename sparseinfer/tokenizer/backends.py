@@ -29,6 +29,11 @@ class Backend(Protocol):
         """Id and text of the beginning-of-text token, if there is one."""
         ...
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, special tokens included."""
+        ...
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Ids of a text, with or without the special tokens around it."""
         ...
@@ -71,6 +76,10 @@ class TransformersBackend:
         if self.hf.bos_token_id is None:
             return None
         return self.hf.bos_token_id, self.hf.bos_token
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        return self.hf.get_vocab()
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         return list(self.hf(text, add_special_tokens=special, verbose=False).input_ids)
@@ -141,6 +150,10 @@ class SavedBackend:
         text = self._special_tokens.get("bos_token")
         token = self._rust.token_to_id(text) if text else None
         return None if text is None or token is None else (token, text)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        return self._rust.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         return self._rust.encode(text, add_special_tokens=special).ids

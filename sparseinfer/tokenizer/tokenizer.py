@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,12 @@ from sparseinfer.tokenizer.stream import TextStream
 
 Messages = Sequence[dict[str, Any]]
 """Chat messages with `role` and `content`."""
+
+_PROBE = (
+    "It's 12,345.67 o'clock:\n\n\tna\u00efve caf\u00e9s \u2014 \u65e5\u672c\u8a9e \U0001f600  "
+    "don't {x_1+=2} UPPER CamelCase http://a.b/c?d=e%20f"
+)
+"""Its ids tell tokenizers apart that have the same vocabulary."""
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -57,6 +66,18 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds by default."""
         return self.backend.encode(text, special=True)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text without special tokens around it."""
+        return self.backend.encode(text, special=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over the vocabulary and the ids of a text that is hard to cut: the same for
+        whatever files and library versions that give the same tokenizer."""
+        vocabulary = sorted(self.backend.vocabulary.items())
+        content = json.dumps([vocabulary, self.encode(_PROBE)])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids without special tokens, and each token's (start, end) in characters.

@@ -9,7 +9,6 @@ import pytest
 
 from sparseinfer.errors import SourceError
 from sparseinfer.sources import CALIBRATION_TEXT, EVALUATION_TEXT, NAMED_TEXTS, Text, load_text
-from sparseinfer.sources.text_files import read_text_file
 
 
 def test_joined_and_hash():
@@ -71,10 +70,10 @@ def test_unreadable_file_is_refused(tmp_path, refuses, monkeypatch):
     path.chmod(0)
     if os.access(path, os.R_OK):  # root reads everything
 
-        def read(self):
+        def open_(self, mode):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(type(path), "read_bytes", read)
+        monkeypatch.setattr(type(path), "open", open_)
     with refuses(SourceError, str(path), "Permission denied"):
         load_text(str(path))
 
@@ -125,7 +124,7 @@ def test_bad_json_line_is_numbered(tmp_path, refuses, line, words):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "fine"}\n\n' + line + "\n")
     with refuses(SourceError, str(path), "line 3", words):
-        read_text_file(path)
+        load_text(str(path))
 
 
 @pytest.fixture

@@ -37,6 +37,10 @@ def test_same_ids_offsets_and_text(tokenizer, saved, text):
     assert saved.special_prefix == tokenizer.special_prefix
 
 
+def test_same_hash(tokenizer, saved):
+    assert saved.sha256 == tokenizer.sha256
+
+
 def test_same_stream(tokenizer, saved):
     ids = tokenizer.encode("the cat 日本語 déjà 😀 a")
     streams = [one.stream(ids[:2]) for one in (tokenizer, saved)]

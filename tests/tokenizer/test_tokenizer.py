@@ -42,6 +42,30 @@ def test_special_prefix_ends_before_the_text_also_where_eos_follows_it(byte_leve
     assert Tokenizer(TransformersBackend(hf)).special_prefix == [0, 0]
 
 
+def test_plain_ids_have_no_special_tokens(byte_fallback, byte_level):
+    assert byte_fallback.encode("the cat") == [1, *byte_fallback.encode_plain("the cat")]
+    assert byte_level.encode_plain("the cat") == byte_level.encode("the cat")
+
+
+def test_hashes_tell_tokenizers_apart(byte_fallback, byte_level, metaspace):
+    from tokenizers import pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from sparseinfer.tokenizer import Tokenizer
+    from sparseinfer.tokenizer.backends import TransformersBackend
+
+    assert len({one.sha256 for one in (byte_fallback, byte_level, metaspace)}) == 3
+    assert Tokenizer(byte_level.backend).sha256 == byte_level.sha256
+
+    hf = byte_level.backend.hf
+    rust = type(hf.backend_tokenizer).from_str(hf.backend_tokenizer.to_str())
+    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    same_words = PreTrainedTokenizerFast(tokenizer_object=rust, bos_token="<s>", eos_token="</s>")
+    other = Tokenizer(TransformersBackend(same_words))
+    assert other.backend.vocabulary == byte_level.backend.vocabulary
+    assert other.sha256 != byte_level.sha256
+
+
 def test_offsets_cover_the_text(byte_level):
     text = "déjà vu 😀"
     ids, offsets = byte_level.encode_with_offsets(text)
