@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,13 +124,7 @@ def test_a_full_disk_is_said_once(path, monkeypatch):
     def full():
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OutputError, match="No space left"), MetricsFile(path) as file:
-        monkeypatch.setattr(file, "_file", _Full(file._file, full))
-        file.append(_step(1))
-
-
-class _Full:
-    """A file whose flush fails, as on a full disk: also the one of `close`."""
-
-    def __init__(self, file, fail):
-        self.write, self.flush, self.close = file.write, fail, fail
+    with MetricsFile(path) as file:  # which closes it, and that flushes once more
+        monkeypatch.setattr(file, "_file", SimpleNamespace(write=len, flush=full, close=full))
+        with pytest.raises(OutputError, match="No space left"):
+            file.append(_step(1))

@@ -1,4 +1,4 @@
-"""ProSparse's schedule of lambda (arXiv 2402.13516, Algorithm 1) against values worked out by hand."""
+"""ProSparse's schedule of lambda (arXiv 2402.13516, Algorithm 1) against values by hand."""
 
 from __future__ import annotations
 
