@@ -45,11 +45,13 @@ class Line:
 
     Attributes:
         dashed: hollow markers on a dashed line: what was aimed at rather than measured.
+        index: gives colour and marker; by default its place among the lines of the picture.
     """
 
     name: str
     values: tuple[Value, ...]
     dashed: bool = False
+    index: int | None = None
 
 
 def line_plot(title: str, y_name: str, lines: Sequence[Line], *, is_share: bool) -> str:
@@ -65,7 +67,7 @@ def line_plot(title: str, y_name: str, lines: Sequence[Line], *, is_share: bool)
         percent_tick if is_share else number_tick,
     )
     found = plot(title, _layer_axis(len(lines[0].values)), y, height=_HEIGHT)
-    for index, line in enumerate(lines):
+    for index, line in _indexed(lines):
         group = element(found.root, "g", class_=f"series {series_class(index)}")
         values = [value.number for value in line.values]
         for path in _segments(found, values):
@@ -82,7 +84,7 @@ def line_legend(lines: Sequence[Line]) -> tuple[LegendEntry, ...]:
             marker_sample(index, hollow=line.dashed, line="line dashed" if line.dashed else "line"),
             line.name,
         )
-        for index, line in enumerate(lines)
+        for index, line in _indexed(lines)
     )
 
 
@@ -124,6 +126,10 @@ def fan_plot(
                 data_y=median,
             )
     return found.markup
+
+
+def _indexed(lines: Sequence[Line]) -> list[tuple[int, Line]]:
+    return [(place if line.index is None else line.index, line) for place, line in enumerate(lines)]
 
 
 def _layer_axis(layers: int) -> Axis:

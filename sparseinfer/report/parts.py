@@ -1,4 +1,4 @@
-"""What both kinds of report are made of. Attribute docstrings are the published schema's."""
+"""What reports are made of. Attribute docstrings are the published schema's."""
 
 from __future__ import annotations
 

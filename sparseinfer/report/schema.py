@@ -9,12 +9,13 @@ from pydantic import Field, TypeAdapter
 
 from sparseinfer.report.comparison import ComparisonReport
 from sparseinfer.report.evaluation import EvaluationReport
+from sparseinfer.report.finetuning import FinetuningReport
 
-Report = EvaluationReport | ComparisonReport
+Report = EvaluationReport | ComparisonReport | FinetuningReport
 
 
 def schema_text() -> str:
-    """JSON Schema (draft 2020-12) of report.json, of both kinds."""
+    """JSON Schema (draft 2020-12) of report.json, of every kind."""
     adapter = TypeAdapter(Annotated[Report, Field(discriminator="kind")])
     schema = adapter.json_schema(mode="serialization")
     head = {

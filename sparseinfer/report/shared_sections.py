@@ -1,8 +1,9 @@
-"""Sections that both kinds of report have."""
+"""Sections that several kinds of report have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from pydantic import JsonValue
 
@@ -19,7 +20,6 @@ from sparseinfer.report.cells import (
 )
 from sparseinfer.report.document import Section, table
 from sparseinfer.report.parts import (
-    AgainstDense,
     Head,
     Interval,
     Quality,
@@ -42,6 +42,15 @@ _WORDS = (
     "fractions of weight bytes that a decode step does not read, of the FFN's and of all that a "
     "dense step reads."
 )
+
+
+class WithInterval(Protocol):
+    """A ratio to another model."""
+
+    @property
+    def ratio_interval(self) -> Interval | None: ...
+    @property
+    def no_interval_because(self) -> str: ...
 
 
 def quality_cells(quality: Quality) -> tuple[Cell, ...]:
@@ -76,7 +85,7 @@ def interval_cell(interval: Interval | None) -> Cell:
 def quality_note(qualities: Sequence[Quality]) -> str:
     """How intervals were made, or why there are none; each reason once."""
     found = [one.dense for one in qualities if one.dense is not None]
-    notes = [_interval_note(one) for one in found]
+    notes = [interval_note(one) for one in found]
     notes += [
         f"Not compared with dense: {one.no_dense_because}."
         for one in qualities
@@ -85,10 +94,11 @@ def quality_note(qualities: Sequence[Quality]) -> str:
     return " ".join(dict.fromkeys(note for note in notes if note))
 
 
-def _interval_note(dense: AgainstDense) -> str:
-    if dense.ratio_interval is not None:
-        return f"Intervals are paired over windows: {dense.ratio_interval.method}."
-    return f"No interval: {dense.no_interval_because}." if dense.no_interval_because else ""
+def interval_note(found: WithInterval) -> str:
+    """How the interval of a ratio was made, or why there is none."""
+    if found.ratio_interval is not None:
+        return f"Intervals are paired over windows: {found.ratio_interval.method}."
+    return f"No interval: {found.no_interval_because}." if found.no_interval_because else ""
 
 
 def text_table_rows(texts: Sequence[TextRecipe]) -> list[tuple[Cell, ...]]:
@@ -177,12 +187,12 @@ def recipe_section(
         _WORDS,
         table("Model", columns, [row for row in model_rows if row[1] != ""]),
         table("Texts", text_columns, text_table_rows(report.texts)),
-        table("Settings", columns, list(_flat(origin.settings))),
+        table("Settings", columns, list(flat_settings(origin.settings))),
         table("Hardware", columns, machine_rows),
         table("Run", columns, run_rows),
     ]
     blocks += [
-        table(f"Conversion record{of}", columns, list(_flat(record)), folded=True)
+        table(f"Conversion record{of}", columns, list(flat_settings(record)), folded=True)
         for name, record in conversions
         for of in (f": {name}" if name else "",)
     ]
@@ -199,12 +209,12 @@ def _ratio_spread(spread: Spread | None) -> Cell:
     return (quantity(spread.median), " (", quantity(spread.min), " to ", quantity(spread.max), ")")
 
 
-def _flat(values: dict[str, JsonValue], prefix: str = "") -> Iterator[tuple[Cell, ...]]:
+def flat_settings(values: dict[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, Cell]]:
     """(path, value) rows of nested settings; what is null or empty was not set."""
     for name, value in values.items():
         path = f"{prefix}{name}"
         if isinstance(value, dict):
-            yield from _flat(value, f"{path}.")
+            yield from flat_settings(value, f"{path}.")
         elif isinstance(value, list):
             if value:
                 yield (path, _listed(value))

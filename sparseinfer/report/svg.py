@@ -174,6 +174,14 @@ def number_tick(value: float) -> str:
     return f"{value:.6g}"
 
 
+def count_tick(value: float) -> str:
+    """12500000 as 12.5M."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.6g}{unit}"
+    return f"{value:.6g}"
+
+
 def series_class(index: int) -> str:
     """Colour class; after the last it begins again, with other markers."""
     return f"s{index % SERIES}"

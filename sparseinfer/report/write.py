@@ -11,6 +11,8 @@ from sparseinfer.report.comparison_document import comparison_document
 from sparseinfer.report.document import Document
 from sparseinfer.report.evaluation import EvaluationReport
 from sparseinfer.report.evaluation_document import evaluation_document
+from sparseinfer.report.finetuning import FinetuningReport
+from sparseinfer.report.finetuning_document import finetuning_document
 from sparseinfer.report.markdown import markdown
 from sparseinfer.report.page import html
 from sparseinfer.report.schema import Report
@@ -54,3 +56,5 @@ def document_of(report: Report) -> Document:
             return evaluation_document(report)
         case ComparisonReport():
             return comparison_document(report)
+        case FinetuningReport():
+            return finetuning_document(report)

@@ -1,4 +1,4 @@
-"""Both sample reports."""
+"""The sample reports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from sparseinfer.report import Report
 from . import samples
 
 
-@pytest.fixture(params=["evaluation", "comparison"])
+@pytest.fixture(params=["evaluation", "comparison", "finetuning"])
 def report(request) -> Report:
     return getattr(samples, request.param)()

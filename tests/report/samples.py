@@ -6,7 +6,8 @@ import math
 import random
 from typing import Any
 
-from sparseinfer.report import ComparisonReport, EvaluationReport
+from sparseinfer.report import ComparisonReport, EvaluationReport, FinetuningReport
+from sparseinfer.report.finetuning import Curves
 
 LAYERS, HIDDEN, INTERMEDIATE, BINS = 30, 576, 1536, 128
 DENSE_BYTES = 269_000_000
@@ -379,3 +380,85 @@ def comparison(**changes: Any) -> ComparisonReport:
         "timing": timing(),
     }
     return ComparisonReport.model_validate(values | changes)
+
+
+STEPS, STEP_TOKENS = 2442, 8192
+RUNS = {
+    "prosparse": ("tuned", 0.86, 1.08, 1.04),
+    "stochastic": ("tuned", 0.74, 1.09, 1.05),
+    "dense control": ("dense_control", 0.0, 1.035, None),
+    "plain ReLU": ("relu_control", 0.71, 1.06, 1.02),
+    "warm start": ("warm_start", 0.68, 1.74, 1.68),
+    "smollm2-135m": ("parent", 0.0, None, None),
+}
+"""Role, neuron sparsity, and perplexity over dense and over the dense control."""
+
+
+def curves(sparsity: float, steps: int = STEPS, seed: int = 0) -> dict[str, Any]:
+    """Of a run that rises to a sparsity while its loss falls; without one it stays dense."""
+    draw = random.Random(seed)
+    share = [(i + 1) / steps for i in range(steps)]
+    means = [0.68 + (sparsity - 0.68) * min(1.0, 1.2 * x) if sparsity else 0.0 for x in share]
+    found = Curves.of(
+        tokens=[STEP_TOKENS * (i + 1) for i in range(steps)],
+        loss=[3.2 + 2 * math.exp(-30 * x) + draw.gauss(0, 0.08) for x in share],
+        parts=[
+            {"lm": 3.1 + 2 * math.exp(-30 * x) + draw.gauss(0, 0.08)}
+            | ({"kl": 0.2 + math.exp(-20 * x), "l1": 900 * (1 - s)} if sparsity > 0.8 else {})
+            for x, s in zip(share, means, strict=True)
+        ],
+        factor=[0.0 if sparsity < 0.8 or x < 0.1 else 1e-4 * math.exp(4 * x) for x in share],
+        sparsity=means,
+        layers=[
+            [s + (1 - s) * 0.5 * math.sin(layer / 5) for layer in range(LAYERS)] if s else []
+            for s in means
+        ],
+    )
+    return found.model_dump(mode="json")
+
+
+def run(name: str, *texts: str, **changes: Any) -> dict[str, Any]:
+    """One of `RUNS`."""
+    role, neuron, over_dense, over_control = RUNS[name]
+    trained = role not in ("warm_start", "parent")
+    measured = []
+    for one in texts or ("lambada",):
+        found = measurement(over_dense or 1.0, neuron, one)
+        if over_dense is None:
+            found["quality"] |= {"dense": None, "no_dense_because": "it is the dense model"}
+        if over_control is not None:
+            interval = quality(over_control)["dense"]["ratio_interval"]
+            found["control"] = {
+                "control": "dense control",
+                "ratio": over_control,
+                "ratio_interval": interval,
+            }
+        measured.append(found)
+    content = {
+        "name": name,
+        "role": role,
+        "settings": {"objective": name, "distill": 0.5, "run": {"rate": 1e-4, "batch": 16}},
+        "tokens": STEPS * STEP_TOKENS if trained else 0,
+        "repeats": 3.31 if trained else None,
+        "self_generated": 0.25 if trained else 0.0,
+        "measurements": measured,
+        "layers": [neuron + (1 - neuron) * 0.4 * math.sin(i / 4) for i in range(LAYERS)]
+        if neuron
+        else [0.0] * LAYERS,
+        "curves": curves(neuron, seed=len(name)) if trained else None,
+        "conversion": conversion() if name == "prosparse" else None,
+    }
+    return content | changes
+
+
+def finetuning(**changes: Any) -> FinetuningReport:
+    """A fine-tuning with its controls; keywords replace its fields."""
+    values = {
+        "model": model("smollm2-135m-relu"),
+        "provenance": provenance(),
+        "texts": [text()],
+        "runs": [run(name) for name in RUNS],
+        "warnings": ["The text was read 3.31 times: figures on longer texts may differ."],
+        "timing": timing(),
+    }
+    return FinetuningReport.model_validate(values | changes)

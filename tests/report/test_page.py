@@ -160,9 +160,30 @@ def _hostile_comparison():
     return samples.comparison(texts=texts, points=points, dense=dense)
 
 
-@pytest.mark.parametrize("hostile", [_hostile_evaluation, _hostile_comparison])
-def test_hostile_names_are_text(hostile):
-    plain = samples.evaluation() if hostile is _hostile_evaluation else samples.comparison()
+def _hostile_finetuning():
+    runs = [samples.run(name, samples.HOSTILE) for name in samples.RUNS]
+    control = samples.HOSTILE + "dense control"
+    for run in runs:
+        run["name"] = samples.HOSTILE + run["name"]
+        run["settings"] = {samples.HOSTILE: samples.HOSTILE}
+        if run["curves"] is not None:
+            run["curves"]["parts"] = {samples.HOSTILE: run["curves"]["loss"]}
+        for one in run["measurements"]:
+            if "control" in one:
+                one["control"]["control"] = control
+    return samples.finetuning(texts=[samples.text(samples.HOSTILE)], runs=runs)
+
+
+@pytest.mark.parametrize(
+    ("hostile", "ordinary"),
+    [
+        (_hostile_evaluation, samples.evaluation),
+        (_hostile_comparison, samples.comparison),
+        (_hostile_finetuning, samples.finetuning),
+    ],
+)
+def test_hostile_names_are_text(hostile, ordinary):
+    plain = ordinary()
     text = html(document_of(hostile()))
     page = parse(text)
     assert {node.tag for node in page.all()} <= {node.tag for node in _page(plain).all()}

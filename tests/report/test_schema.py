@@ -102,5 +102,6 @@ def test_only_timing_holds_time():
     assert sorted(users) == [
         ("ComparisonReport", "timing"),
         ("EvaluationReport", "timing"),
+        ("FinetuningReport", "timing"),
         ("Timing", "speed"),
     ]
