@@ -2,7 +2,9 @@
 
 Calibration needs what every layer sees on some thousand tokens, and nothing of a layer once the
 next has begun. So all tokens pass layer 0, then all pass layer 1: memory is one fp32 layer plus
-the hidden states, however large the model; many hidden states are kept in a file.
+the hidden states, however large the model; many hidden states are kept in a file. `run` does just
+that; who passes several streams of hidden states puts it together from `embed`, `layers`, `attend`
+and `ffn`.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class LayerwiseModel:
 
     @property
     def layer(self) -> nn.Module:
-        """The one layer; its weights are those of the layer that `run` is at."""
+        """The one layer; its weights are those of the layer that `run` or `layers` is at."""
         return self._model.layers[0]
 
     def run(self, windows: torch.Tensor) -> Iterator[tuple[int, Iterator[None]]]:
@@ -70,34 +72,67 @@ class LayerwiseModel:
         Yields (layer index, passes) per layer. Hooks on `layer` may be set before `passes` is
         exhausted, which computes one window after another; it must be exhausted before the next.
         """
-        hidden = self._embed(windows)
-        # Now, when nothing is hooked to the layer yet.
+        hidden = self.embed(windows)
+        for index in self.layers():
+            yield index, self._passes(hidden)
+
+    def embed(self, windows: torch.Tensor) -> torch.Tensor:
+        """The hidden states that the first layer reads: fp32 [W, T, H] for token windows [W, T].
+
+        To be called before anything is hooked to the layer.
+        """
+        (_, table), *_ = self._checkpoint.read([arch.EMBEDDING])
+        hidden = room((*windows.shape, table.shape[1]))
+        for window, ids in enumerate(windows):
+            hidden[window] = table[ids].to(self._round_to)
         self._arguments = {hidden.shape[1]: self._layer_arguments(hidden[:1])}
+        return hidden
+
+    def layers(self) -> Iterator[int]:
+        """Indices of the model's layers in order; at each, `layer` has the weights of that one."""
         for index in range(self._checkpoint.config.num_layers):
             self._load(index)
-            yield index, self._passes(hidden)
+            yield index
 
     @torch.inference_mode()
     def block(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the layer that `run` is at makes of the hidden states [1, T, H] of a sequence's
+        """What the layer that `layers` is at makes of the hidden states [1, T, H] of a sequence's
         first tokens; same shape."""
         size = hidden.shape[1]
         if size not in self._arguments:
             self._arguments[size] = self._layer_arguments(hidden)
         return self.layer(hidden, **self._arguments[size])
 
+    def attend(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`block` up to its FFN.
+
+        Returns:
+            The stream that the FFN's output is added to, [1, T, H], and the FFN's input, [T, H].
+        """
+        mlp: Any = self.layer.get_submodule("mlp")
+        inputs: list[torch.Tensor] = []
+
+        def nothing(x: torch.Tensor) -> torch.Tensor:
+            inputs.append(x)
+            return torch.zeros_like(x)
+
+        mlp.forward = nothing
+        try:
+            stream = self.block(hidden)
+        finally:
+            del mlp.forward
+        return stream, inputs[0].view(-1, inputs[0].shape[-1])
+
+    @torch.inference_mode()
+    def ffn(self, x: torch.Tensor) -> torch.Tensor:
+        """What the FFN of the layer that `layers` is at makes of its inputs [T, H]; same shape."""
+        return self.layer.get_submodule("mlp")(x)
+
     @torch.inference_mode()
     def _passes(self, hidden: torch.Tensor) -> Iterator[None]:
         for window in range(hidden.shape[0]):
             hidden[window] = self.block(hidden[window : window + 1])[0]
             yield
-
-    def _embed(self, windows: torch.Tensor) -> torch.Tensor:
-        (_, table), *_ = self._checkpoint.read([arch.EMBEDDING])
-        hidden = _room((*windows.shape, table.shape[1]))
-        for window, ids in enumerate(windows):
-            hidden[window] = table[ids].to(self._round_to)
-        return hidden
 
     @torch.inference_mode()
     def _layer_arguments(self, hidden: torch.Tensor) -> dict[str, Any]:
@@ -125,7 +160,7 @@ class LayerwiseModel:
         self.layer.load_state_dict(state, strict=True, assign=True)
 
 
-def _room(shape: tuple[int, ...]) -> torch.Tensor:
+def room(shape: tuple[int, ...]) -> torch.Tensor:
     """fp32 memory, or a file that goes away with the tensor."""
     if 4 * int(np.prod(shape)) <= IN_MEMORY:
         return torch.empty(shape)
