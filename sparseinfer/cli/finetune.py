@@ -23,6 +23,7 @@ from sparseinfer.errors import ConfigError
 if TYPE_CHECKING:
     from sparseinfer.finetune import Result
     from sparseinfer.finetune.metrics import Step
+    from sparseinfer.report.finetuning import FinetuningReport
 
 UNFINISHED = 4
 """Exit status of a run that stopped because its minutes were over."""
@@ -129,6 +130,15 @@ def finetune(
         typer.Option(help="Stop after so many; the same command goes on (exit status 4)."),
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+    test_text: Annotated[
+        str, typer.Option(help="Text to measure on, that nothing was trained on.")
+    ] = "lambada",
+    report: Annotated[
+        Path | None, typer.Option(help="Folder of the report; default OUTPUT-report.")
+    ] = None,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Measure nothing after training.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Order of the text, and all that is drawn.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
@@ -192,6 +202,9 @@ def finetune(
         controls=control,
         shift_budget=SHIFT_BUDGET if ppl_budget is None else fraction(ppl_budget, "--ppl-budget"),
     )
+    if no_report and report is not None:
+        raise ConfigError("give either --report or --no-report")
+    folder = report or output.with_name(f"{output.name}-report")
     with progress() as show, _steps(as_json) as on_step:
         done = run(
             model,
@@ -207,10 +220,22 @@ def finetune(
     if not done.finished:
         typer.echo(f"not finished: the same command goes on ({done.folder})", err=True)
         raise typer.Exit(UNFINISHED)
-    results = [_result(one) for one in done.results]
+    if not done.results:  # another process of the run says it
+        return
+    measured = None
+    if not no_report:
+        from sparseinfer.eval.finetuning import finetuning_report
+        from sparseinfer.report import write
+
+        with progress() as show:
+            measured = finetuning_report(done.results, text=test_text, progress=show)
+        write(measured, folder)
+    results = [_result(one, measured) for one in done.results]
     if as_json:
         print_json({"results": results})
         return
+    if measured is not None:
+        typer.echo(f"report: {folder / 'report.html'}")
     for one in results:
         print_table(f"{one['run']}: {one['output']}", [(k, str(v)) for k, v in one.items()])
 
@@ -228,11 +253,23 @@ def _warm_start(wanted: bool | None, tokens: int | None, alone: bool) -> int | N
     return WARM_START_TOKENS if wanted or alone else None
 
 
-def _result(one: Result) -> dict[str, Any]:
+def _result(one: Result, report: FinetuningReport | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"run": one.name, "output": str(one.path)}
     if one.steps:
         last = one.steps[-1]
-        facts |= {"tokens": last.tokens, "loss": last.loss, "neuron_sparsity": last.sparsity}
+        facts |= {"tokens": last.tokens, "loss": last.loss, "sparsity_in_training": last.sparsity}
+    for run in report.runs if report else ():
+        if run.name == one.path.name:
+            found = run.measurements[0]
+            facts["text"] = found.text
+            facts["perplexity"] = found.quality.perplexity
+            if found.quality.dense:
+                facts["perplexity_over_dense"] = found.quality.dense.ratio
+            if found.control:
+                facts["perplexity_over_dense_control"] = found.control.ratio
+            facts["neuron_sparsity"] = found.sparsity.neuron
+            facts["ffn_byte_sparsity"] = found.sparsity.ffn_bytes
+            facts["model_byte_sparsity"] = found.sparsity.model_bytes
     return facts
 
 

@@ -34,6 +34,7 @@ class Step(BaseModel):
         rate: learning rate.
         gradient_norm: before clipping.
         sparsity: neuron sparsity, mean over layers and tokens of the step.
+        output_sparsity: the same of neurons whose output is 0, which dReLU has more of.
         layers: neuron sparsity of each layer.
         tokens_per_second: of this step.
     """
@@ -48,6 +49,7 @@ class Step(BaseModel):
     rate: _Measured
     gradient_norm: _Measured
     sparsity: _Measured
+    output_sparsity: _Measured = None
     layers: tuple[_Measured, ...] = ()
     tokens_per_second: _Measured = None
 

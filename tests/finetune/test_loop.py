@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from sparseinfer.finetune.controller import Controller
-from sparseinfer.finetune.metrics import read_metrics
-from sparseinfer.finetune.schedule import LambdaSchedule
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import ConfigError, NumericalError
+from sparseinfer.finetune.controller import Controller
 from sparseinfer.finetune.loop import Budget, Loop
+from sparseinfer.finetune.metrics import read_metrics
+from sparseinfer.finetune.schedule import LambdaSchedule
 from sparseinfer.finetune.settings import ObjectiveSettings, RunSettings, check_objective
 from sparseinfer.finetune.state import read_facts, read_weights
 from sparseinfer.finetune.strength import NONE, Scheduled, Steered
