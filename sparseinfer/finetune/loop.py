@@ -134,7 +134,7 @@ class Loop:
         with self._metrics(begin) as metrics:
             for number in range(begin, steps):
                 with _telling_memory(number + 1):
-                    step = self._step(number)
+                    step = self.step(number)
                 done = step.step
                 if metrics is not None:
                     metrics.append(step)
@@ -181,7 +181,12 @@ class Loop:
         told = torch.tensor(float(here), device=self._accelerator.device)
         return bool(self._accelerator.reduce(told, "sum") > 0)
 
-    def _step(self, number: int) -> Step:
+    def step(self, number: int) -> Step:
+        """Does the step after `number` others.
+
+        Raises:
+            NumericalError: loss or gradients that are not finite; weights are as they were.
+        """
         began = time.monotonic()
         accelerator, run = self._accelerator, self._run
         self._student.at(number / run.steps)
