@@ -151,9 +151,7 @@ def test_batches_of_other_settings_are_refused(model, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "s", model, progress=stop)
-    with pytest.raises(
-        ConfigError, match=r"s\.parts holds .* \(top_p 0.95, not 0.9\)"
-    ):
+    with pytest.raises(ConfigError, match=r"s\.parts holds .* \(top_p 0.95, not 0.9\)"):
         write(tmp_path / "s", model, top_p=0.9)
     part = tmp_path / "s.parts" / "batch-000000.safetensors"
     part.write_bytes(part.read_bytes()[:50])
