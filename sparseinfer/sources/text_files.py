@@ -80,21 +80,23 @@ def _pieces(path: Path) -> Iterator[bytes]:
 def _decoded(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
+    begun = False
     for piece in _pieces(path):
         if (found := piece.find(b"\0")) >= 0:
             raise SourceError(
                 f"{path} is a binary file, not text: NUL byte at offset {offset + found}"
             )
-        begun = len(decoder.getstate()[0])  # bytes of a character that the last piece cut in two
+        kept = len(decoder.getstate()[0])  # bytes of a character that the last piece cut in two
         try:
             text = decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
-            where = offset - begun + error.start
+            where = offset - kept + error.start
             raise SourceError(
                 f"{path} is not UTF-8 text: bad byte 0x{error.object[error.start]:02x} at offset "
                 f"{where}"
             ) from error
-        yield text if offset else text.removeprefix("\ufeff")
+        yield text if begun else text.removeprefix("\ufeff")
+        begun = begun or bool(text)
         offset += len(piece)
 
 
