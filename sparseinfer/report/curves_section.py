@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from sparseinfer.report.cells import Cell, count, percent, quantity
 from sparseinfer.report.curve_plots import Curve, curve_legend, curve_plot, token_axis
 from sparseinfer.report.document import Figure, Section, Table, gallery, table
-from sparseinfer.report.finetuning import Curves, FinetuningRun
+from sparseinfer.report.finetuning import Curves, FinetuningRun, LayerCurves
 from sparseinfer.report.heatmap import DENSITY, heatmap, heatmap_legend
 from sparseinfer.report.layer_plots import Line, line_legend, line_plot
 
@@ -17,8 +17,8 @@ _PARTS = {
     "l1": ("L1 norm of neuron outputs, before lambda", "sum over layers"),
     "ffn": ("Distance of FFN outputs from the parent's", "relative"),
 }
-_ROWS = 20
-"""Of the table of a curve."""
+_ROWS, _COLUMNS = 20, 5
+"""Points in time that tables show of curves."""
 Values = tuple[float | None, ...]
 
 
@@ -60,42 +60,46 @@ def curves_section(runs: Sequence[FinetuningRun]) -> list[Section]:
 
 
 def layers_section(runs: Sequence[FinetuningRun]) -> list[Section]:
-    """The sparsity of each layer: over time, and measured at the end."""
+    """The sparsity of each layer: measured at the end, and over time."""
     figures, tables = [], []
-    for run in runs:
-        found = None if run.curves is None else run.curves.by_layer
-        if found is None or not any(any(row) for row in found.layers):
-            continue
-        title = f"Neurons that fire in each layer, {run.name}"
-        rows = [[None if v is None else 1 - v for v in row] for row in found.layers]
-        drawn = heatmap(title, rows, x=token_axis([found.tokens]), bounds=DENSITY)
-        figures.append(
-            Figure(title, drawn, heatmap_legend(DENSITY), "Of all neurons, over the training.")
-        )
-        chosen = _spread(len(found.tokens), 5)
-        columns = ("layer", *(f"after {found.tokens[i]:,} tokens" for i in chosen))
-        filled = [
-            (count(layer), *(percent(row[i]) for i in chosen))
-            for layer, row in enumerate(found.layers)
-        ]
-        tables.append(
-            table(f"Neuron sparsity while training, {run.name}", columns, filled, folded=True)
-        )
-    measured = [(index, run) for index, run in enumerate(runs) if any(run.layers)]
+    measured = [
+        (index, run) for index, run in enumerate(runs) if any(layer.neuron for layer in run.layers)
+    ]
     if measured:
         title = "Neuron sparsity of each layer"
         lines = [
-            Line(run.name, tuple(map(percent, run.layers)), index=index) for index, run in measured
+            Line(run.name, tuple(percent(layer.neuron) for layer in run.layers), index=index)
+            for index, run in measured
         ]
         drawn = line_plot(title, "neuron sparsity", lines, is_share=True)
-        figures.insert(0, Figure(title, drawn, line_legend(lines), "On the first held-out text."))
-        filled = [
-            (count(layer), *(percent(run.layers[layer]) for _, run in measured))
-            for layer in range(len(measured[0][1].layers))
+        figures.append(Figure(title, drawn, line_legend(lines), "On the first held-out text."))
+        rows = [
+            (count(layer.layer), *(line.values[layer.layer] for line in lines))
+            for layer in measured[0][1].layers
         ]
-        columns = ("layer", *(run.name for _, run in measured))
-        tables.insert(0, table(title, columns, filled, folded=True))
+        columns = ("layer", *(line.name for line in lines))
+        tables.append(table(title, columns, rows, folded=True))
+    for run in runs:
+        found = None if run.curves is None else run.curves.by_layer
+        if found is None or not any(any(layer.neuron) for layer in found.layers):
+            continue
+        title = f"Neurons that fire in each layer, {run.name}"
+        fired = [[None if v is None else 1 - v for v in layer.neuron] for layer in found.layers]
+        drawn = heatmap(title, fired, x=token_axis([found.tokens]), bounds=DENSITY)
+        note = "Of all neurons, over the training."
+        figures.append(Figure(title, drawn, heatmap_legend(DENSITY), note))
+        tables.append(_layer_table(run.name, found))
     return [Section("Layers", (*gallery(figures), *tables))] if figures else []
+
+
+def _layer_table(name: str, found: LayerCurves) -> Table:
+    """A few points in time."""
+    chosen = _spread(len(found.tokens), _COLUMNS)
+    columns = ("layer", *(f"after {found.tokens[i]:,} tokens" for i in chosen))
+    rows = [
+        (count(layer.layer), *(percent(layer.neuron[i]) for i in chosen)) for layer in found.layers
+    ]
+    return table(f"Neuron sparsity while training, {name}", columns, rows, folded=True)
 
 
 def _curve_table(name: str, curves: Curves) -> Table:

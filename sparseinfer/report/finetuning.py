@@ -19,13 +19,27 @@ MOST_COLUMNS = 60
 Role = Literal["tuned", "dense_control", "relu_control", "warm_start", "parent"]
 
 
+class LayerSparsity(Part):
+    """Of one layer."""
+
+    layer: int = Field(ge=0)
+    neuron: Fraction
+
+
+class LayerCurve(Part):
+    """Of one layer."""
+
+    layer: int = Field(ge=0)
+    neuron: tuple[Quantity, ...]
+    """Neuron sparsity, one value for each bin."""
+
+
 class LayerCurves(Part):
     """Neuron sparsity of each layer while it was trained."""
 
     tokens: tuple[int, ...] = Field(min_length=1, max_length=MOST_COLUMNS)
     """Trained on at the end of each bin of steps."""
-    layers: tuple[tuple[Quantity, ...], ...] = Field(min_length=1)
-    """One row for each layer, with one value for each bin."""
+    layers: tuple[LayerCurve, ...] = Field(min_length=1)
 
 
 class Curves(Part):
@@ -75,7 +89,10 @@ class Curves(Part):
             by_layer = LayerCurves(
                 tokens=tuple(tokens[one.stop - 1] for one in coarse),
                 layers=tuple(
-                    binned([step[layer] if step else None for step in layers], coarse)
+                    LayerCurve(
+                        layer=layer,
+                        neuron=binned([step[layer] if step else None for step in layers], coarse),
+                    )
                     for layer in range(count)
                 ),
             )
@@ -96,7 +113,7 @@ class Curves(Part):
         if lengths != {len(self.tokens)}:
             raise ValueError(f"curves of {len(self.tokens)} points have others of {lengths}")
         found = self.by_layer
-        if found is not None and {len(row) for row in found.layers} != {len(found.tokens)}:
+        if found is not None and {len(row.neuron) for row in found.layers} != {len(found.tokens)}:
             raise ValueError("curves of layers differ in length")
         for tokens in (self.tokens, () if found is None else found.tokens):
             if list(tokens) != sorted(set(tokens)):
@@ -139,8 +156,8 @@ class FinetuningRun(Part):
     self_generated: Fraction = 0.0
     """Share of those tokens that the dense parent wrote."""
     measurements: tuple[RunMeasurement, ...] = Field(min_length=1)
-    layers: tuple[Fraction, ...] = ()
-    """Neuron sparsity of each layer on the first text."""
+    layers: tuple[LayerSparsity, ...] = ()
+    """On the first text."""
     curves: Curves | None = None
     conversion: Conversion | None = None
     """What the checkpoint says of itself, and how thresholds were found where it has some."""
@@ -167,8 +184,8 @@ class FinetuningReport(Head):
                     raise ValueError(f"{run.name}: {one.control.control} is no dense control")
             by_layer = None if run.curves is None else run.curves.by_layer
             for rows in (run.layers, () if by_layer is None else by_layer.layers):
-                if rows and len(rows) != self.model.layers:
+                if rows and [row.layer for row in rows] != list(range(self.model.layers)):
                     raise ValueError(
-                        f"{run.name}: values of {len(rows)} layers, not of {self.model.layers}"
+                        f"{run.name}: layers are not 0 to {self.model.layers - 1} in order"
                     )
         return self

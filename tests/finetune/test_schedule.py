@@ -117,7 +117,7 @@ def _fractions(*stages):
         ("colour: red\nunit: steps\nstages: [{lambda: 0, until: 1}]\n", "colour is not known"),
         ("", "has no `unit` and `stages`"),
         ("- 1\n", "has no `unit` and `stages`"),
-        ("unit: [\nstages: x\n", "line 2: not YAML"),
+        ("unit: steps\n  stages: x\n", "line 2: not YAML"),
         ("unit: steps\nstages: !!python/object:os.system {}\n", "line 2: not YAML"),
     ],
 )

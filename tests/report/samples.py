@@ -382,7 +382,7 @@ def comparison(**changes: Any) -> ComparisonReport:
     return ComparisonReport.model_validate(values | changes)
 
 
-STEPS, STEP_TOKENS = 2442, 8192
+STEPS, STEP_TOKENS = 611, 32_768
 RUNS = {
     "prosparse": ("tuned", 0.86, 1.08, 1.04),
     "stochastic": ("tuned", 0.74, 1.09, 1.05),
@@ -417,7 +417,7 @@ def curves(sparsity: float, steps: int = STEPS, seed: int = 0) -> dict[str, Any]
     return found.model_dump(mode="json")
 
 
-def run(name: str, *texts: str, **changes: Any) -> dict[str, Any]:
+def run(name: str, /, *texts: str, **changes: Any) -> dict[str, Any]:
     """One of `RUNS`."""
     role, neuron, over_dense, over_control = RUNS[name]
     trained = role not in ("warm_start", "parent")
@@ -442,9 +442,10 @@ def run(name: str, *texts: str, **changes: Any) -> dict[str, Any]:
         "repeats": 3.31 if trained else None,
         "self_generated": 0.25 if trained else 0.0,
         "measurements": measured,
-        "layers": [neuron + (1 - neuron) * 0.4 * math.sin(i / 4) for i in range(LAYERS)]
-        if neuron
-        else [0.0] * LAYERS,
+        "layers": [
+            {"layer": i, "neuron": neuron and neuron + (1 - neuron) * 0.4 * math.sin(i / 4)}
+            for i in range(LAYERS)
+        ],
         "curves": curves(neuron, seed=len(name)) if trained else None,
         "conversion": conversion() if name == "prosparse" else None,
     }

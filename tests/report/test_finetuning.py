@@ -50,7 +50,7 @@ def _control(name):
         ({"runs": _runs(measurements=[])}, "measurements"),
         ({"runs": [samples.run("prosparse", "coqa")]}, "measured texts"),
         ({"runs": _control("plain ReLU")}, "plain ReLU is no dense control"),
-        ({"runs": _runs(layers=[0.5])}, "values of 1 layers, not of 30"),
+        ({"runs": _runs(layers=[{"layer": 0, "neuron": 0.5}])}, "layers are not 0 to 29"),
         ({"runs": _runs(role="other")}, "role"),
         ({"runs": _runs(self_generated=1.5)}, "self_generated"),
         ({"runs": _runs(curves=_curves(loss=[1.0]))}, "curves of 200 points have others"),
@@ -97,7 +97,7 @@ def test_curves_of_steps():
     assert found.parts["l1"][-1] == 7.0
     assert found.by_layer is not None
     assert len(found.by_layer.tokens) == MOST_COLUMNS
-    assert [set(row) for row in found.by_layer.layers] == [{0.25}, {0.75}]
+    assert [set(row.neuron) for row in found.by_layer.layers] == [{0.25}, {0.75}]
     alone = Curves.of(tokens=[4], loss=[1.0], parts=[{}], factor=[0], sparsity=[None], layers=[[]])
     assert (alone.tokens, alone.sparsity, alone.by_layer) == ((4,), (None,), None)
 
@@ -149,7 +149,7 @@ def test_heatmaps_over_time_leave_gaps_blank():
 def test_one_row_for_each_run():
     text = markdown(document_of(samples.finetuning()))
     (row,) = re.findall(r"\n\| prosparse \| tuned \|.*", text)
-    assert "| 20,004,864 | 3.310 | 25.00% |" in row
+    assert "| 20,021,248 | 3.310 | 25.00% |" in row
     assert "| 1.0800 |" in row
     assert "| 1.0400 |" in row
     assert "| 86.00% | 57.33% | 33.94% |" in row
