@@ -3,7 +3,7 @@
 In place of `layer.mlp` it keeps the names of its tensors. While a `Record` is open each pass adds
 to it: the L1 norm of the neurons' outputs and the FFN's distance from the parent's, as parts of the
 loss, and counts of neurons at rest. Nothing is stored for that beyond what the backward pass keeps
-anyway, h itself; a pass that is computed a second time (gradient checkpointing) finds it closed.
+anyway, h itself; a pass that is computed again (gradient checkpointing) finds it closed.
 """
 
 from __future__ import annotations
@@ -97,23 +97,31 @@ class TrainedFfn(nn.Module):
         u = self.up_proj(x)
         h = a * (relu(u) if self._up_relu else u)
         y = self.down_proj(h)
+        # Also where nobody listens: a pass that is computed again must save what the first one did.
+        l1 = l1_norm(h) * h.shape[-1] / h.numel() if self._with_l1 else None
+        distance = self._distance(x, y)
         if self._record.open:
-            self._add(x, a, h, y)
+            self._add(a, h, l1, distance)
         return y
 
-    def _add(self, x: Tensor, a: Tensor, h: Tensor, y: Tensor) -> None:
-        record, tokens = self._record, h.numel() // h.shape[-1]
-        if self._with_l1:
-            record.l1.append(l1_norm(h) / tokens)
+    def _distance(self, x: Tensor, y: Tensor) -> Tensor | None:
+        parent = self._parent[0]
+        if parent is None:
+            return None
+        with torch.no_grad():
+            wanted = parent(x.detach())
+        return relative_error(y, wanted)
+
+    def _add(self, a: Tensor, h: Tensor, l1: Tensor | None, distance: Tensor | None) -> None:
+        record = self._record
+        if l1 is not None:
+            record.l1.append(l1)
+        if distance is not None:
+            record.distance.append(distance)
         with torch.no_grad():
             gate_rest = ((a <= 0) if self._rests else (a == 0)).float().mean()
             record.gate_rest.append(gate_rest)
             record.down_rest.append((h == 0).float().mean() if self._up_relu else gate_rest)
-        parent = self._parent[0]
-        if parent is not None:
-            with torch.no_grad():
-                wanted = parent(x.detach())
-            record.distance.append(relative_error(y, wanted))
 
 
 def l1_norm(h: Tensor) -> Tensor:

@@ -93,8 +93,7 @@ class Loop:
             )
         self._passes = run.batch // (run.micro_batch * world)
         if run.gradient_checkpointing:
-            model: Any = student.model
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpoint_activations(student.model)
         student.model.train()
         optimiser = torch.optim.AdamW(
             student.model.parameters(),
@@ -265,6 +264,13 @@ class Loop:
             f"{what} of step {number} are not finite: training stops; {left}; a lower --lr, fp32 "
             "or --clip-norm may help"
         )
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Has each layer's activations computed again in the backward pass."""
+    # transformers renamed it in 5.x.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from sparseinfer.checkpoint import is_converted
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.checkpoint.writer import validate_weights
 from sparseinfer.config import FinetuningRecord
-from sparseinfer.convert import OpenProbe, convert
+from sparseinfer.convert import convert
+from sparseinfer.convert.search import OpenProbe
 from sparseinfer.errors import ConfigError
 from sparseinfer.finetune.controller import Controller
 from sparseinfer.finetune.folder import RunFolder
