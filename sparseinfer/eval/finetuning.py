@@ -28,6 +28,7 @@ from sparseinfer.report.finetuning import (
     Curves,
     FinetuningReport,
     FinetuningRun,
+    LayerSparsity,
     Role,
     RunMeasurement,
 )
@@ -163,7 +164,10 @@ def _run(
                 control=_against_control(result, control_name, measured, found),
             ),
         ),
-        layers=found.scored.layer_sparsity,
+        layers=tuple(
+            LayerSparsity(layer=layer, neuron=one)
+            for layer, one in enumerate(found.scored.layer_sparsity)
+        ),
         curves=_curves(result.steps) if result.steps else None,
         conversion=conversion(record) if record else None,
     )

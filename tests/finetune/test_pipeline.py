@@ -1,0 +1,212 @@
+"""`finetune` from a model folder to checkpoints, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparseinfer
+from sparseinfer.checkpoint import Checkpoint
+from sparseinfer.errors import ConfigError, OutputError, SourceError, UnsupportedError
+from sparseinfer.eval import ModelProbe
+from sparseinfer.eval.finetuning import finetuning_report
+from sparseinfer.finetune import Budget, ObjectiveSettings, Request, RunSettings, finetune
+from sparseinfer.finetune.metrics import read_metrics
+
+RUN = RunSettings(tokens=1024, context=32, batch=8, micro_batch=4, rate=1e-3, precision="fp32")
+"""Four steps."""
+
+
+@pytest.fixture
+def tune(make_model, prose_file, tmp_path):
+    """tune(objective, name="out", **request) -> Finetuning of the tiny model."""
+
+    def go(objective=None, name="out", *, model=None, run=RUN, budget=Budget(), **changes):
+        request = {"texts": (str(prose_file),), "warm_start": 0} | changes
+        return finetune(
+            str(model or make_model()),
+            Request(objective or ObjectiveSettings(act="relu"), run, **request),
+            out=tmp_path / name,
+            budget=budget,
+            cpu=True,
+            open_probe=ModelProbe,
+        )
+
+    return go
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in Checkpoint.open(folder).read()}
+
+
+@pytest.mark.parametrize(
+    ("objective", "act", "mask"),
+    [
+        (ObjectiveSettings(act="relu", distill=0.5, distill_ffn=0.1), "relu", "gate"),
+        (ObjectiveSettings(act="relu2", target_sparsity=0.8), "relu2", "gate"),
+        (ObjectiveSettings(act="drelu"), "drelu", "gate"),
+        (ObjectiveSettings(act="relu", objective="topk", top_k=30), "relu", "topk:30"),
+        (ObjectiveSettings(act="relu", objective="clipped"), "sparseinfer_relu", "gate"),
+        (ObjectiveSettings(act="relu", objective="stochastic"), "relu", "gate"),
+    ],
+    ids=["prosparse", "relu2", "drelu", "topk", "clipped", "stochastic"],
+)
+def test_the_result_computes_what_was_trained(tune, make_model, objective, act, mask):
+    done = tune(objective)
+    (result,) = done.results
+    found = Checkpoint.open(result.path)
+    assert found.raw["hidden_act"] == act
+    assert found.record is not None
+    assert found.record.mask == mask
+    assert found.record.parent.reference == str(make_model())
+    tuned = found.record.finetuning
+    assert tuned is not None
+    assert (tuned.objective, tuned.tokens) == (objective.objective, 1024)
+    assert tuned.layer_sparsity == pytest.approx(
+        read_metrics(result.path / "finetuning.jsonl")[-1].layers
+    )
+    assert not done.folder.exists()
+    # What decoding counts is what training recorded, on the same activation.
+    model = sparseinfer.load(result.path, weights="fp32")
+    list(model.generate(list(range(3, 40)), max_tokens=8, stop_ids=()))
+    counts = model.sparsity()
+    assert counts is not None
+    assert counts.neuron_sparsity(model.config)[0] == pytest.approx(
+        tuned.layer_sparsity[0], abs=0.2
+    )
+
+
+def test_controls_stand_beside_it_and_are_reported(tune, tmp_path):
+    done = tune(ObjectiveSettings(act="relu", distill=0.5), controls=True)
+    assert [one.name for one in done.results] == ["tuned", "dense", "plain-relu"]
+    dense = Checkpoint.open(tmp_path / "out-dense")
+    assert (dense.record, dense.raw["hidden_act"]) == (None, "silu")
+    assert (tmp_path / "out-dense" / "finetuning.jsonl").exists()
+    report = finetuning_report(done.results, text="pydoc", tokens=400)
+    assert [run.role for run in report.runs] == ["tuned", "dense_control", "relu_control"]
+    for run in report.runs:
+        found = run.measurements[0]
+        assert found.quality.dense is not None
+        assert (found.control is None) == (run.role == "dense_control")
+        assert run.curves is not None
+        assert run.curves.steps == 4
+    assert report.runs[0].measurements[0].sparsity.neuron > 0.3
+    assert report.runs[1].measurements[0].sparsity.neuron == 0
+
+
+def test_warm_start_alone(tune):
+    done = tune(warm_start=1024, warm_start_only=True)
+    (result,) = done.results
+    record = Checkpoint.open(result.path).record
+    assert record is not None
+    assert record.finetuning is not None
+    assert (record.finetuning.objective, record.finetuning.tokens) == ("warm-start", 0)
+    assert record.finetuning.warm_start_tokens == 1024
+    report = finetuning_report(done.results, text="pydoc", tokens=300)
+    assert report.runs[0].role == "warm_start"
+
+
+def test_fatrelu_gets_thresholds_of_its_own(tune):
+    (result,) = tune(ObjectiveSettings(act="fatrelu"), shift_budget=0.5).results
+    found = Checkpoint.open(result.path)
+    assert found.record is not None
+    assert found.record.method == "fatrelu"
+    assert found.record.budget is not None
+    assert found.record.finetuning is not None
+    assert all(bool((one > 0).all()) for one in found.thresholds())
+
+
+def test_an_interrupted_run_goes_on_with_the_same_request(tune, tmp_path):
+    whole = tune(name="whole")
+    assert not tune(name="cut", budget=Budget(seconds=0)).finished
+    assert not (tmp_path / "cut").exists()
+    assert tune(name="cut").finished
+    one, other = tensors(whole.results[0].path), tensors(tmp_path / "cut")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_other_settings_are_refused_where_a_run_waits(tune):
+    tune(budget=Budget(seconds=0))
+    other = RUN.model_copy(update={"rate": 2e-3, "seed": 7})
+    with pytest.raises(ConfigError, match=r"run.rate 0.001, not 0.002; run.seed 0, not 7"):
+        tune(run=other)
+
+
+def test_without_tokens_the_text_is_read_once(tune, prose_file):
+    run = RUN.model_copy(update={"tokens": 0, "batch": 64, "micro_batch": 32})
+    (result,) = tune(ObjectiveSettings(act="relu", objective="relu"), run=run).results
+    record = Checkpoint.open(result.path).record
+    assert record is not None
+    assert record.finetuning is not None
+    assert 0.8 < record.finetuning.epochs <= 1
+
+
+def test_refusals(tune, tmp_path, make_model):
+    (tmp_path / "few.txt").write_text("too few words")
+    with pytest.raises(SourceError, match="one batch"):
+        tune(texts=(str(tmp_path / "few.txt"),))
+    with pytest.raises(ConfigError, match="no text to train on"):
+        tune(texts=())
+    with pytest.raises(ConfigError, match="over the model's context of 128"):
+        tune(run=RUN.model_copy(update={"context": 129}))
+    with pytest.raises(ConfigError, match="does nothing"):
+        tune(warm_start_only=True)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    with pytest.raises(OutputError, match="already exists"):
+        tune(name="taken")
+
+
+def test_a_relu_model_is_not_made_another(tune, tmp_path):
+    (result,) = tune(ObjectiveSettings(act="relu2"), "first").results
+    with pytest.raises(UnsupportedError, match="ReLU-fied already, with relu2"):
+        tune(ObjectiveSettings(act="relu"), "second", model=result.path)
+    assert tune(ObjectiveSettings(act="relu2"), "again", model=result.path).finished
+
+
+def test_a_model_that_was_only_converted_learns_from_its_dense_parent(tune, make_model, tmp_path):
+    from sparseinfer.convert import convert
+
+    converted = convert(str(make_model()), "relu", out=tmp_path / "swapped")
+    done = tune(ObjectiveSettings(act="relu", distill=1.0), model=converted.out, warm_start=None)
+    record = Checkpoint.open(done.results[0].path).record
+    assert record is not None
+    assert record.parent.reference == str(make_model())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_is_gone_on_with(make_model, prose_file, tmp_path, number):
+    def command(out: Path) -> list[str]:
+        return [
+            str(Path(sys.executable).with_name("sparseinfer")), "finetune", str(make_model()),
+            "--text", str(prose_file), "--tokens", "12288", "--context", "32", "--batch", "8",
+            "--micro-batch", "8", "--precision", "fp32", "--no-warm-start", "--save-every", "1",
+            "--no-report", "--cpu", "--json", "-o", str(out),
+        ]  # fmt: skip
+
+    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = subprocess.Popen(command(cut), env=quiet, stderr=subprocess.PIPE, text=True)
+    state = tmp_path / "cut.training" / "tuned" / "state" / "state.json"
+    for _ in range(1200):
+        if state.exists() and json.loads(state.read_text())["step"] > 3:
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    assert not cut.exists()
+    for out in (cut, whole):
+        done = subprocess.run(command(out), env=quiet, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+    one, other = tensors(cut), tensors(whole)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert json.loads(done.stdout)["results"][0]["tokens"] == 12288
