@@ -27,6 +27,8 @@ PAIRS = "9"
 
 RECALL, POINTS, OUTPUT_ERROR, SHARE, FFN_SPEED = 0.98, 0.10, 0.05, 0.10, 3.5
 TRAINING_TOKENS, TRAINING_SECONDS = 300_000, 30 * 60
+TRAINING_TEXTS = ("coqa", "pydoc", "lambada")
+"""No one of them is long enough."""
 
 
 def sketch_quality(work: Path) -> list[Figure]:
@@ -184,11 +186,13 @@ def training_time(work: Path) -> list[Figure]:
     command.result("convert", MODEL, "--act", "chess", "--sparsity", "0.7", "-o", work / "chess",
                    "--json")  # fmt: skip
     began = time.monotonic()
-    found = trained(work, work / "chess", "--tokens", str(TRAINING_TOKENS))
+    texts = [part for text in TRAINING_TEXTS for part in ("--text", text)]
+    found = trained(work, work / "chess", "--tokens", str(TRAINING_TOKENS), *texts)
     taken = time.monotonic() - began
     layers = [layer["quality"] for layer in found["layers"]]
     means = {key: sum(one[key] for one in layers) / len(layers) for key in layers[0]}
-    detail = ", ".join(f"{key} {value:.4f}" for key, value in means.items())
+    seen = found["trained_on"]["tokens"]
+    detail = f"{seen} tokens; " + ", ".join(f"{key} {value:.4f}" for key, value in means.items())
     return [
         at_most(
             "training on 300k tokens of the 135M model, seconds", taken, TRAINING_SECONDS, detail
