@@ -157,8 +157,8 @@ def relu_quality(work: Path) -> list[Figure]:
     command.result("convert", work / "small", "--act", "relu", "-o", work / "relu", "--json")
     found = trained(work, work / "relu", "--store", "int8", recall=ASKED_RECALL)
     layers = [layer["quality"] for layer in found["layers"]]
-    command.result("train-predictor", work / "relu", "--kind", "sign", "--recall", str(ASKED_RECALL),
-                   "--accept", "-o", work / "sign", "--json")  # fmt: skip
+    command.result("train-predictor", work / "relu", "--kind", "sign", "--accept",
+                   "--recall", str(ASKED_RECALL), "-o", work / "sign", "--json")  # fmt: skip
     signs = json.loads((work / "sign" / "predictor.json").read_text("utf-8"))["layers"]
     by_sign = sum(layer["quality"]["predicted_sparsity"] for layer in signs) / len(signs)
     worst = {
