@@ -48,4 +48,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist demo-report smollm2-135m-chess
+	rm -rf $(VENV) build dist demo-report smollm2-135m-sketch

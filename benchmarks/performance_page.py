@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ SCHEMA_VERSION = 1
 COLOURS = {"bf16": "#1b6ca8", "int8": "#d1711e", "int4": "#3b8f4a"}
 MARKERS = {"sparseinfer": "o", "llama.cpp": "s", "transformers": "^", "transformers-compile": "v"}
 
-QUALITY = ("recall", "precision", "predicted / true sparsity", "FFN output error")
-
 Result = dict[str, Any]
+
+MARKERS_BY_RULE = {"chess": "o", "sketch": "D"}
+STYLES = {"chess": "-", "sketch": "--"}
+SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7}
+
+QUALITY = ("recall", "precision", "predicted / true sparsity", "FFN output error")
 
 
 def main() -> int:
@@ -89,7 +94,11 @@ def results_sections(results: list[Result]) -> list[str]:
 
 
 def model_section(result: Result) -> str:
-    lines = [f"### {result['model']['name']}", "", provenance(result), ""]
+    rules = dict.fromkeys(
+        row["rule"] for one in result["formats"] for row in one["rows"] if row.get("rule")
+    )
+    by = f", by {' and '.join(rules)}" if rules else ""
+    lines = [f"### {result['model']['name']}{by}", "", provenance(result), ""]
     if result["model"]["random_weights"]:
         lines += ["Random weights: speed only.", ""]
     lines += decode_table(result)
@@ -121,7 +130,8 @@ def plane_section(results: list[Result]) -> str:
         f"![Perplexity against tokens per second]({PLANE})",
         "",
         "Held-out perplexity and tokens per second of the same run; the line joins llama.cpp's "
-        "types, and what lies below or right of it is beyond its frontier.",
+        "types, and what lies below or right of it is beyond its frontier. Small numbers are "
+        "neuron sparsities.",
     ]
     for result in results:
         lines += ["", f"{result['model']['name']}:", ""]
@@ -241,7 +251,7 @@ def kernel_section(result: Result) -> str:
     header = ["shape", "weights", "sparsity", "GB/s on bytes read", "streaming GB/s", "fraction"]
     header += ["over dense", "bytes allow", "predictor, us", *QUALITY]
     return "\n".join(
-        ["### The gated FFN alone", "", provenance(result), "", *markdown(header, rows)]
+        ["### The gated FFN alone", "", provenance(result), "", *markdown(*filled(header, rows))]
     )
 
 
@@ -316,32 +326,62 @@ def draw(results: list[Result], path: Path) -> None:
 
 
 def draw_planes(results: list[Result], path: Path) -> None:
-    """Perplexity (logarithmic) over tokens per second, one panel per model."""
+    """Perplexity (logarithmic) over tokens per second, one panel per model: a line for each format
+    and rule, from dense to its sparsest, and llama.cpp's types."""
     plt = pyplot()
     figure, axes = plt.subplots(
-        1, len(results), figsize=(7.5 * len(results), 5.0), squeeze=False, layout="constrained"
+        1, len(results), figsize=(9.0 * len(results), 5.4), squeeze=False, layout="constrained"
     )
     for axis, result in zip(axes[0], results, strict=True):
         points = result["plane"]["points"]
-        theirs = sorted((p["speed"], p["perplexity"]) for p in points if not p["ours"])
-        axis.step(*zip(*theirs, strict=True), where="pre", color="#777777", linewidth=0.8)
-        for point in points:
-            colour = next((c for n, c in COLOURS.items() if point["name"].startswith(n)), "#777777")
-            style = "full" if point["ours"] else "none"
-            where = (point["speed"], point["perplexity"])
-            axis.plot(*where, "o" if point["ours"] else "s", color=colour, fillstyle=style)
-            # Ours above their points, llama.cpp's below: they often lie side by side.
-            offset = (4, 4) if point["ours"] else (4, -10)
-            axis.annotate(point["name"], where, offset, textcoords="offset points", fontsize=6.5)
-        axis.margins(x=0.12, y=0.08)
+        theirs = sorted((p["speed"], p["perplexity"], p["name"]) for p in points if not p["ours"])
+        stairs = ([one[0] for one in theirs], [one[1] for one in theirs])
+        axis.step(*stairs, "s-", where="pre", color="#777777", linewidth=0.8,
+                  fillstyle="none", label="llama.cpp")  # fmt: skip
+        for speed, perplexity, name in theirs:
+            label = name.removeprefix("llama.cpp ")
+            axis.annotate(label, (speed, perplexity), (5, -10), **SMALL, color="#555555")
+        for (weights, rule), line in families(points).items():
+            colour = COLOURS.get(weights, "#777777")
+            where = ([p["speed"] for p in line], [p["perplexity"] for p in line])
+            axis.plot(*where, MARKERS_BY_RULE.get(rule, "^") + STYLES.get(rule, "-"), color=colour,
+                      linewidth=0.9, markersize=5, label=f"{weights} {rule}")  # fmt: skip
+            for point in line:
+                sparsity = point["name"].rpartition(" ")[2]
+                if sparsity == "dense" and rule == "sketch":  # labelled by another line
+                    continue
+                above = (-3, 6) if rule != "sketch" else (3, -11)
+                axis.annotate(sparsity, (point["speed"], point["perplexity"]), above, **SMALL,
+                              color=colour)  # fmt: skip
+        axis.margins(x=0.08, y=0.08)
         axis.set(yscale="log", title=result["model"]["name"])
         axis.set(xlabel="tokens per second", ylabel="perplexity")
+        axis.legend(fontsize=8, loc="upper left")
         for scale in (axis.xaxis, axis.yaxis):
             scale.set_major_formatter("{x:g}")
             scale.set_minor_formatter("{x:g}")
             scale.set_tick_params(which="both", labelsize=7)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def families(points: list[Result]) -> dict[tuple[str, str], list[Result]]:
+    """(format, rule) -> our points of it, dense first."""
+    found: dict[tuple[str, str], list[Result]] = {}
+    dense = {}
+    for point in (one for one in points if one["ours"]):
+        weights, *rule, _ = point["name"].split(" ")
+        if point["name"].endswith(" dense"):
+            dense[weights] = point
+        else:
+            found.setdefault((weights, rule[0] if rule else "own"), []).append(point)
+    for weights, point in dense.items():
+        lines = [line for key, line in found.items() if key[0] == weights]
+        for line in lines:
+            line.insert(0, point)
+        if not lines:
+            found[weights, "dense"] = [point]
+    return found
 
 
 def pyplot() -> Any:
@@ -358,6 +398,12 @@ def pyplot() -> Any:
 def megabytes(row: Result) -> float:
     """Read for one token: weights, keys and values."""
     return (row["weight_bytes"] + row["kv_bytes"]) / 1e6
+
+
+def filled(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Without the columns that say nothing in any row."""
+    says = [any(row[column] != "-" for row in rows) for column in range(len(header))]
+    return list(compress(header, says)), [list(compress(row, says)) for row in rows]
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> list[str]:

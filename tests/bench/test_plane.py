@@ -47,6 +47,19 @@ def test_what_llama_cpp_beats_in_both_is_behind():
     assert findings(points)[-1].endswith("bf16 own (89.0 tokens/s, 40.05)")
 
 
+def test_perplexities_that_rounding_parts_are_equal():
+    ours = [
+        row("sparseinfer", "bf16", 0.0, 95.0, 40.05),
+        row("sparseinfer", "bf16", "own", 89.0, 39.95),
+        row("sparseinfer", "int8", 0.0, 95.0, 40.5),
+    ]
+    beyond, over_bf16, worse, behind = findings(plane([*ours, THEIRS[0]]))
+    assert beyond.endswith(": bf16 dense (95.0 tokens/s, 40.05)")
+    assert over_bf16.endswith("BF16: bf16 dense (95.0 tokens/s, 40.05)")
+    assert worse.endswith(": int8 dense (95.0 tokens/s, 40.50)")
+    assert behind.endswith(": bf16 own (89.0 tokens/s, 39.95)")
+
+
 def test_without_a_rival_or_without_quality_there_is_no_plane():
     ours = row("sparseinfer", "bf16", 0.0, 95.0, 40.0)
     assert plane([ours]) == ()

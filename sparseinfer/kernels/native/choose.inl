@@ -112,7 +112,7 @@ inline void sketch_rows(const ChooserView &c, const uint8_t *const *rows, const 
 // the neurons that come next.
 inline void sketch_sixteen(const ChooserView &c, int64_t i0, int count, int64_t soon,
                            const Input &in, float *g, float *u) {
-    Vec gates[kChosenRows], ups[kChosenRows];
+    Vec found[2][kChosenRows];  // of gate, and of up
     for (int i = 0; i < kChosenRows; i += kSketchRows / 2) {
         const int here = count - i < kSketchRows / 2 ? count - i : kSketchRows / 2;
         const uint8_t *rows[kSketchRows], *ahead[kSketchRows];
@@ -128,10 +128,10 @@ inline void sketch_sixteen(const ChooserView &c, int64_t i0, int count, int64_t 
             sketch_rows<kSketchRows>(c, rows, in, ahead, out);
         else if (here > 0)
             sketch_rows<2>(c, rows, in, ahead, out);
-        for (int r = 0; r < kSketchRows; r++) (r % 2 ? ups : gates)[i + r / 2] = out[r];
+        for (int r = 0; r < kSketchRows; r++) found[r % 2][i + r / 2] = out[r];
     }
-    sums(gates, g);
-    sums(ups, u);
+    sums(found[0], g);
+    sums(found[1], u);
 }
 
 // Sets bit `b` of mask[i] where row b of x estimates that neuron i0 + i puts out enough.
