@@ -94,11 +94,11 @@ def _text_section(report: FinetuningReport, text: str) -> Section:
     if not measured:
         return Section(f"Runs on {text}", ())
     columns = (
-        "run", "kind", "tokens trained on", "repeats of the text", "self-generated", "perplexity",
-        "ratio to dense", "95% interval", "ratio to dense control", "its 95% interval",
-        "neuron sparsity", "FFN byte sparsity", "model byte sparsity",
+        "run", "kind", "perplexity", "ratio to dense", "95% interval", "ratio to dense control",
+        "its 95% interval", "neuron sparsity", "FFN byte sparsity", "model byte sparsity",
+        "tokens trained on", "repeats of the text", "self-generated",
     )  # fmt: skip
-    rows = [(run.name, _ROLES[run.role], *_trained(run), *_measured(one)) for run, one in measured]
+    rows = [(run.name, _ROLES[run.role], *_measured(one), *_trained(run)) for run, one in measured]
     more = (
         "run", "bits per byte", "KL to dense, nats", "top-1 agreement", "bytes read per token",
     )  # fmt: skip

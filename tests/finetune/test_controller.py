@@ -9,6 +9,8 @@ import random
 from dataclasses import dataclass
 
 import pytest
+import torch
+from torch.nn.functional import silu
 
 from sparseinfer.errors import ConfigError
 from sparseinfer.finetune.controller import Controller, ControllerState
@@ -145,3 +147,37 @@ def test_a_sparsity_that_is_none():
     controller = Controller(target=0.9, steps=100)
     with pytest.raises(ValueError, match="nan"):
         controller.advance(controller.begin(), math.nan)
+
+
+def test_it_lands_where_gradients_answer():
+    """Not a simulation: a gated ReLU FFN learns to do what a gated SiLU FFN does."""
+    steps, hidden, neurons, target = 150, 32, 128, 0.7
+    draw = torch.Generator().manual_seed(0)
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=draw) / math.sqrt(columns)
+
+    teacher = (matrix(neurons, hidden), matrix(neurons, hidden), matrix(hidden, neurons))
+    centre = torch.randn(hidden, generator=draw)
+    gate, up, down = student = [one.clone().requires_grad_() for one in teacher]
+    optimizer = torch.optim.AdamW(student, lr=4e-3, weight_decay=0)
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, warmup_cosine(steps=steps, warmup=5, floor=0.1)
+    )
+    controller = Controller(target=target, steps=steps, initial=1e-4)
+    state, seen = controller.begin(), []
+    for _ in range(steps):
+        # Centred inputs would leave half the neurons at rest whatever the weights: g has no bias.
+        x = torch.randn(128, hidden, generator=draw) + centre
+        wanted = (silu(x @ teacher[0].T) * (x @ teacher[1].T)) @ teacher[2].T
+        fired = torch.relu(x @ gate.T)
+        h = fired * (x @ up.T)
+        loss = (h @ down.T - wanted).square().mean() / wanted.square().mean()
+        (loss + state.factor * h.abs().sum(dim=-1).mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        rate.step()
+        seen.append((fired == 0).float().mean().item())
+        state = controller.advance(state, seen[-1])
+    assert seen[0] < 0.55
+    assert sum(seen[-10:]) / 10 == pytest.approx(target, abs=0.02)
