@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,6 @@ from sparseinfer.finetune.token_store import Origin, TokenStore, finished_store,
 from sparseinfer.packed.stops import end_of_text_ids
 from sparseinfer.sources.quiet import quiet_transformers
 from sparseinfer.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 logger = logging.getLogger("sparseinfer")
 
@@ -192,7 +189,7 @@ class _Writer:
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices), _enough_memory(recipe.rows), torch.inference_mode():
             torch.manual_seed(int(random.integers(1 << 62)))
-            ids: Any = self._model.generate(
+            ids = self._model.generate(
                 first,
                 attention_mask=torch.ones_like(first),
                 logits_processor=[nucleus, begin],
@@ -258,7 +255,7 @@ class _Begin:
         return scores
 
 
-def _load(checkpoint: Checkpoint, dtype: DTypeName, device: torch.device) -> PreTrainedModel:
+def _load(checkpoint: Checkpoint, dtype: DTypeName, device: torch.device) -> Any:
     import transformers
 
     import sparseinfer.modeling  # noqa: F401 - registers the activations that transformers lacks
