@@ -17,7 +17,7 @@ from sparseinfer.errors import ConfigError
 from sparseinfer.finetune.instructions import draw_instruction
 from sparseinfer.tokenizer import Tokenizer
 
-FIRST_TEMPERATURE = 2.0
+FIRST_TEMPERATURE = 1.5
 """Of the first token of a bare document."""
 CHAT_SHARE = 0.5
 """Of documents that begin with an instruction, where there is a chat template."""
@@ -25,21 +25,22 @@ CHAT_SHARE = 0.5
 
 def opening_of(tokenizer: Tokenizer, end_of_text: int | None) -> list[int]:
     """What a model goes on from when it begins a bare document: what the tokenizer puts before any
-    text, else its beginning-of-text token, else the end of the document before.
+    text, else the end of the document before, as in training text (else the token that the
+    tokenizer calls the beginning of a text: of some chat models it begins a turn).
 
     Raises:
         ConfigError: the model has none of them.
     """
     if prefix := tokenizer.special_prefix:
         return list(prefix)
+    if end_of_text is not None:
+        return [end_of_text]
     if first := tokenizer.first_token:
         return [first[0]]
-    if end_of_text is None:
-        raise ConfigError(
-            "the model has no token that begins or ends a text, so it cannot write one: give a "
-            "text instead of --self-generate"
-        )
-    return [end_of_text]
+    raise ConfigError(
+        "the model has no token that begins or ends a text, so it cannot write one: give a text "
+        "instead of --self-generate"
+    )
 
 
 class Beginnings:

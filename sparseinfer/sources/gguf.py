@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseinfer.errors import CheckpointError, ConfigError, SourceError, SparseInferError
 from sparseinfer.sources.cache import cache_root, cached_folder, sha256_of
 from sparseinfer.sources.gguf_header import GgufHeader, read_header
+from sparseinfer.sources.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +62,7 @@ def import_gguf(path: Path, *, dtype: str = "auto") -> Path:
     def fill(partial: Path) -> None:
         header = read_header(path)
         logger.info("importing %s as %s into %s (first use only)", path.name, stored, folder)
-        with _quiet():
+        with quiet_transformers():
             _write_folder(path, header, stored, partial)
 
     return cached_folder(folder, is_complete=_is_complete, fill=fill)
@@ -176,20 +175,3 @@ def _write_index(folder: Path) -> None:
         "weight_map": dict.fromkeys(sorted(header), "model.safetensors"),
     }
     (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no advice meant for callers of transformers."""
-    from transformers.utils import logging as verbosity
-
-    level, bars = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
-    verbosity.set_verbosity_error()
-    verbosity.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # one bar of the loader heeds no setting
-            yield
-    finally:
-        verbosity.set_verbosity(level)
-        if bars:
-            verbosity.enable_progress_bar()

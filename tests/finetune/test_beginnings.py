@@ -58,7 +58,8 @@ def test_the_opening_is_what_a_text_begins_after(tokenizer):
         special_prefix = (5, 6)
 
     assert tokenizer.special_prefix == []
-    assert opening_of(tokenizer, 2) == [1]
+    assert opening_of(tokenizer, 2) == [2]
+    assert opening_of(tokenizer, None) == [1]
     assert opening_of(Plain(), 2) == [2]
     assert opening_of(Prefixed(), 2) == [5, 6]
     with pytest.raises(ConfigError, match="no token that begins or ends a text"):

@@ -8,7 +8,7 @@ import torch
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import ConfigError, NumericalError, OutputError, SourceError
-from sparseinfer.finetune.self_generated import self_generate
+from sparseinfer.finetune.self_generated import _Nucleus, self_generate
 from sparseinfer.tokenizer import load_tokenizer
 
 OPTIONS = {"tokens": 700, "rows": 4, "length": 48, "dtype": "fp32", "seed": 3}
@@ -51,11 +51,12 @@ def test_rows_begin_documents_and_after_each_end_another_begins(model, tmp_path)
     chat = tokenizer.encode_chat([{"role": "user", "content": "x"}])[0]
     ids = ids_of(store)[: 8000 // 128 * 128].view(-1, 128)
     begins = ids[:, 0].tolist()
-    assert set(begins) == {1, chat}
+    assert set(begins) == {2, chat}
     assert 0.3 < begins.count(chat) / len(begins) < 0.7
     after = ids[:, 1:][ids[:, :-1] == 2].tolist()
-    assert len(after) > 10
-    assert set(after) == {1, chat}
+    bare = [token for token in after if token != chat]
+    assert min(len(bare), len(after) - len(bare)) > 5
+    assert 2 not in bare  # the end of a document is not written twice
     instructions = [tokenizer.decode(row.tolist()) for row in ids if int(row[0]) == chat]
     assert all(text.startswith("<user>") for text in instructions)
     assert any("<assistant>" in text for text in instructions)
@@ -83,14 +84,34 @@ def test_text_is_the_models_own_whatever_its_generation_config(model, tmp_path):
     (copy / "generation_config.json").write_text(json.dumps(config))
     store = write(tmp_path / "s", copy, tokens=4 * 48, top_p=1e-6)
     ids = ids_of(store).view(4, 48)
-    assert set(ids[:, 0].tolist()) == {1}
+    assert set(ids[:, 0].tolist()) == {2}
     likeliest = greedy(model, ids)
     drawn = torch.zeros_like(ids, dtype=torch.bool)
     drawn[:, 2:] = True  # the first token after the opening is drawn at a high temperature
     for ended in (ids == 2).nonzero().tolist():
-        drawn[ended[0], ended[1] + 1 : ended[1] + 3] = False
+        drawn[ended[0], ended[1] + 1] = False
     assert drawn.sum() > 150
     assert torch.equal(ids[:, 1:][drawn[:, 1:]], likeliest[:, :-1][drawn[:, 1:]])
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.95), (0.7, 0.5), (2.0, 1.0)])
+def test_tokens_that_can_be_drawn_are_those_of_the_nucleus(temperature, top_p):
+    from transformers import TopPLogitsWarper
+
+    scores = 3 * torch.randn(20, 900, generator=torch.Generator().manual_seed(0))
+    expected = TopPLogitsWarper(top_p)(None, scores / temperature) if top_p < 1 else scores
+    found = _Nucleus(temperature, top_p)(None, scores)
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    assert top_p == 1 or 0 < found.isfinite().float().mean() < 0.9
+    kept = found.isfinite()
+    assert torch.equal(found[kept], (scores / temperature)[kept])
+
+
+def test_tokens_beyond_the_likeliest_are_not_drawn():
+    scores = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0))
+    found = _Nucleus(1.0, 1.0)(None, scores)
+    assert found.isfinite().sum(-1).tolist() == [1024, 1024]
+    assert found[found.isfinite()].min() >= scores.topk(1024).values[:, -1].min()
 
 
 def test_seeds_and_batches_differ(model, whole, tmp_path):
