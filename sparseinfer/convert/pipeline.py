@@ -112,9 +112,9 @@ def convert(
         chess_score, attention, within_block, stage, shift, threshold, sketch_bits
     )
     method = choose_method(act, options)
-    _check(method, options, sparsity, text, calibration_tokens, seed, dtype)
-    searching = SearchOptions(allocate, search_text, search_tokens, test_text, allow_same_text)
     budget = _budget(method, sparsity, ppl_budget)
+    _check(method, options, sparsity, budget, text, calibration_tokens, seed, dtype)
+    searching = SearchOptions(allocate, search_text, search_tokens, test_text, allow_same_text)
     allocations = ()
     if budget is None:
         searching.check_unused()
@@ -207,6 +207,7 @@ def _check(
     method: Method,
     options: MethodOptions,
     sparsity: float | None,
+    budget: float | None,
     text: str | None,
     calibration_tokens: int | None,
     seed: int,
@@ -221,9 +222,9 @@ def _check(
             f"{method.name} has no threshold to set: its sparsity is what the activation gives; "
             "leave --sparsity out"
         )
-    if sparsity is not None and options.threshold is not None:
-        raise ConfigError("give either --sparsity or --threshold, not both")
-    if sparsity is None and not method.needs_sparsity:
+    if options.threshold is not None and (sparsity is not None or budget is not None):
+        raise ConfigError("give one of --sparsity, --ppl-budget and --threshold")
+    if sparsity is None and budget is None:
         for flag, value in (("--text", text), ("--calib-tokens", calibration_tokens)):
             if value is not None:
                 raise ConfigError(
@@ -242,16 +243,16 @@ def _budget(method: Method, sparsity: float | None, ppl_budget: float | None) ->
     if ppl_budget is not None:
         if sparsity is not None:
             raise ConfigError("give either --sparsity or --ppl-budget, not both")
-        if not method.needs_sparsity:
+        if method.curve is None:
             raise ConfigError(f"{method.name} cannot be searched for by --ppl-budget")
         if not 0 < ppl_budget <= 1:
             raise ConfigError(
                 f"perplexity budget {ppl_budget:.6g} is outside (0, 1]: it is the rise that is "
                 "allowed; write 1% or 0.01"
             )
-    if sparsity is None and method.needs_sparsity:
-        return DEFAULT_BUDGET if ppl_budget is None else ppl_budget
-    return None
+    if sparsity is None and method.needs_sparsity and ppl_budget is None:
+        return DEFAULT_BUDGET
+    return ppl_budget
 
 
 def _open_parent(resolved: ResolvedModel, method: Method) -> Checkpoint:

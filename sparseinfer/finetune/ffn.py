@@ -98,7 +98,7 @@ class TrainedFfn(nn.Module):
         h = a * (relu(u) if self._up_relu else u)
         y = self.down_proj(h)
         # Also where nobody listens: a pass that is computed again must save what the first one did.
-        l1 = l1_norm(h) * h.shape[-1] / h.numel() if self._with_l1 else None
+        l1 = l1_norm(h) / h.numel() if self._with_l1 else None
         distance = self._distance(x, y)
         if self._record.open:
             self._add(a, h, l1, distance)

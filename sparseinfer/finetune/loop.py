@@ -7,6 +7,7 @@ it would have done.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,9 @@ from sparseinfer.finetune.state import read_facts, restore_state, save_state
 from sparseinfer.finetune.strength import Strength
 from sparseinfer.finetune.student import Student
 
+logger = logging.getLogger("sparseinfer")
+
+_DOMINANT = 0.5
 _SEEDS_PER_STEP = 1 << 20
 """Passes of a step, over all processes, that have seeds of their own."""
 
@@ -82,6 +86,7 @@ class Loop:
         self._run = run
         self._strength = strength
         self._folder = folder
+        self._warned = False
         self._rate = warmup_cosine(
             steps=run.steps, warmup=round(run.warm_up * run.steps), floor=run.final_rate
         )
@@ -218,11 +223,13 @@ class Loop:
         gate = tuple(resting[:layers])
         sparsity = sum(gate) / layers
         self._strength.observe(sparsity)
+        parts = dict(zip(names[1:], losses[1:], strict=True))
+        self._warn_of_penalty(number + 1, strength * parts.get("l1", 0.0), losses[0])
         return Step(
             step=number + 1,
             tokens=(number + 1) * run.tokens_per_step,
             loss=losses[0],
-            parts=dict(zip(names[1:], losses[1:], strict=True)),
+            parts=parts,
             factor=strength,
             rate=rate,
             gradient_norm=norm,
@@ -251,6 +258,18 @@ class Loop:
         """Random numbers of a pass, whichever process starts with it."""
         place = self._accelerator.process_index * self._passes + index
         torch.manual_seed((self._run.seed * _SEEDS_PER_STEP + number) * _SEEDS_PER_STEP + place)
+
+    def _warn_of_penalty(self, step: int, penalty: float, loss: float) -> None:
+        """Says once that little but the penalty is minimised."""
+        if self._warned or penalty <= _DOMINANT * loss or not self._accelerator.is_main_process:
+            return
+        self._warned = True
+        logger.warning(
+            "step %d: lambda times the neurons' L1 norm is %.0f%% of the loss: the model "
+            "forgets its language for sparsity; a lower lambda or target would keep more of it",
+            step,
+            100 * penalty / loss,
+        )
 
     def _check_finite(self, number: int, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):

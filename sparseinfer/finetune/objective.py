@@ -1,9 +1,12 @@
 """The loss of a pass, part by part.
 
 L = (1 - w) LM + w KL + lambda R + v D, where LM is the cross-entropy of the next token, KL that of
-the dense parent's distribution of it to the student's, R the sum over layers of the mean over
-tokens of norm1(phi(gate) * up) (ProSparse, 2402.13516, eq. 2), and D the mean over layers of the
-FFN outputs' relative squared distance from the parent's.
+the dense parent's distribution of it to the student's, R the sum over layers of the L1 norm of
+neuron outputs phi(gate) * up (ProSparse, 2402.13516, eq. 2) as a mean over tokens and neurons, and
+D the mean over layers of the FFN outputs' relative squared distance from the parent's.
+
+The paper does not say what its norm is divided by. A sum over neurons would make its lambdas (up to
+0.2) a hundred times the language modelling loss; a mean makes them a tenth of it.
 """
 
 from __future__ import annotations

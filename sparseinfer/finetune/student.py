@@ -99,6 +99,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
 
     import sparseinfer.modeling  # noqa: F401 - registers our own activations
 
+    transformers.utils.logging.disable_progress_bar()  # weights are there in a second
     try:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint.path, dtype=dtype, local_files_only=True

@@ -94,7 +94,7 @@ def same(one: Path, other: Path) -> bool:
 OBJECTIVES = {
     "prosparse": (
         ObjectiveSettings(act="relu", distill=0.5, distill_ffn=0.1),
-        lambda: Scheduled(LambdaSchedule((1e-3, 1e-2), (3, 8))),
+        lambda: Scheduled(LambdaSchedule((0.1, 1.0), (3, 8))),
     ),
     "controller": (
         ObjectiveSettings(act="drelu", target_sparsity=0.8),
@@ -152,7 +152,7 @@ def test_what_is_trained_has_a_falling_loss_and_is_another_model(train, make_mod
 def test_accumulated_passes_are_one_batch(train):
     one = RUN.model_copy(update={"micro_batch": 4})
     objective = ObjectiveSettings(act="relu2", distill=0.5)
-    schedule = LambdaSchedule((1e-3, 1e-2), (3, 8))
+    schedule = LambdaSchedule((0.1, 1.0), (3, 8))
     _, split = train("split", objective, strength=Scheduled(schedule))
     _, whole = train("whole", objective, one, strength=Scheduled(schedule))
     for name, tensor in weights(whole).items():
@@ -172,7 +172,7 @@ def test_the_penalty_puts_neurons_to_rest(train):
     long = RUN.model_copy(update={"tokens": 40 * 64})
     objective = ObjectiveSettings(act="relu")
     _, free = train("free", objective, long)
-    _, held = train("held", objective, long, Scheduled(LambdaSchedule((0.1,), (40,))))
+    _, held = train("held", objective, long, Scheduled(LambdaSchedule((3.0,), (40,))))
     rest = [read_metrics(one / "metrics.jsonl")[-1].sparsity for one in (free, held)]
     assert rest[0] is not None
     assert rest[1] is not None
@@ -180,7 +180,7 @@ def test_the_penalty_puts_neurons_to_rest(train):
 
 
 def test_rate_and_lambda_are_those_of_their_functions(train):
-    schedule = LambdaSchedule((1e-3, 1e-2), (3, 8))
+    schedule = LambdaSchedule((0.1, 1.0), (3, 8))
     _, folder = train("functions", ObjectiveSettings(act="relu"), strength=Scheduled(schedule))
     steps = read_metrics(folder / "metrics.jsonl")
     assert [step.factor for step in steps] == pytest.approx([schedule.at(t) for t in range(1, 9)])

@@ -51,12 +51,12 @@ def test_divergence_is_kl_from_parent_to_student():
 
 
 def test_l1_of_prosparse_eq_2():
-    # h = (1 * 2, 2 * -6, 0) and (0, 0.5 * -1.5, 0.5 * -0.5): (14 + 1) / 2 tokens
+    # h = (1 * 2, 2 * -6, 0) and (0, 0.5 * -1.5, 0.5 * -0.5): (14 + 1) / (2 tokens * 3 neurons)
     record = Record()
     ffn = TrainedFfn(Mlp(), relu, record, with_l1=True)
     with record.collect():
         ffn(X)
-    assert record.l1[0].item() == pytest.approx(7.5)
+    assert record.l1[0].item() == pytest.approx(2.5)
     assert record.resting()[:, 0].tolist() == pytest.approx([2 / 6, 2 / 6])
 
 
@@ -66,7 +66,7 @@ def test_drelu_rests_where_up_is_not_above_0():
     with record.collect():
         y = ffn(X)
     assert y.tolist() == [[[2.0, 0.0], [0.0, 0.0]]]
-    assert record.l1[0].item() == pytest.approx(1.0)
+    assert record.l1[0].item() == pytest.approx(2 / 6)
     assert record.resting()[:, 0].tolist() == pytest.approx([2 / 6, 5 / 6])
 
 
