@@ -2,9 +2,10 @@
 
     python benchmarks/finetuning/run.py --tokens 20000000 --work FOLDER [--minutes 8.5]
 
-Trains ReLU by ProSparse and distillation with both controls on N tokens, and stochastic activations,
-dReLU and ReLU^2 on N / 5, one after the other; finished ones are skipped, unfinished ones gone on
-with, so the same command is repeated until it says that all is done (exit status 0; 4 before that).
+Trains ReLU by ProSparse and distillation with both controls on N tokens, and stochastic
+activations, dReLU and ReLU^2 on N / 5, one after the other; finished ones are skipped, unfinished
+ones gone on with, so the same command is repeated until it says that all is done (exit status 0; 4
+before that).
 Each run's report goes to docs/results/finetuning-135m/. Everything else stays in FOLDER.
 """
 
