@@ -201,6 +201,7 @@ def finetune(
         warm_start_only=warm_start_only,
         controls=control,
         shift_budget=SHIFT_BUDGET if ppl_budget is None else fraction(ppl_budget, "--ppl-budget"),
+        test_text=test_text,
     )
     if no_report and report is not None:
         raise ConfigError("give either --report or --no-report")

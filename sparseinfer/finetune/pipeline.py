@@ -309,8 +309,17 @@ def _write(
     unshifted = place / "unshifted"
     write_sparse(subject, objective, weights, unshifted, record, metrics=metrics, force=True,
                  progress=progress)  # fmt: skip
-    convert(str(unshifted), "fatrelu", out=target, ppl_budget=request.shift_budget,
-            open_probe=open_probe, force=force, progress=progress)  # fmt: skip
+    convert(
+        str(unshifted),
+        "fatrelu",
+        out=target,
+        text=request.texts[0] if request.texts else None,
+        ppl_budget=request.shift_budget,
+        test_text=request.test_text,
+        open_probe=open_probe,
+        force=force,
+        progress=progress,
+    )
     return Result(name, target, steps)
 
 

@@ -29,7 +29,9 @@ class Request:
             model was trained with SiLU.
         warm_start_only: nothing follows it.
         controls: also the dense model and plain ReLU, each on the same tokens.
-        shift_budget: fatrelu: rise of perplexity that its thresholds may cost.
+        shift_budget: fatrelu: rise of perplexity that its thresholds may cost, found on the first
+            text.
+        test_text: fatrelu: text that the result is measured on once more; None: as `convert` does.
     """
 
     objective: ObjectiveSettings
@@ -40,6 +42,7 @@ class Request:
     warm_start_only: bool = False
     controls: bool = False
     shift_budget: float = SHIFT_BUDGET
+    test_text: str | None = None
 
 
 @dataclass(frozen=True)
