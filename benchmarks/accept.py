@@ -39,6 +39,7 @@ from acceptance.conversion import (
 )
 from acceptance.decoding import batches, quantised_quality
 from acceptance.figure import Figure, not_measured
+from acceptance.finetuning import throughput, warm_start
 from acceptance.methods import budgets, calibration_time, compared, same_twice
 from acceptance.native import sanitizers
 from acceptance.packed import first_token, refusals, resident_memory
@@ -79,6 +80,8 @@ CHECKS: dict[str, Callable[[Path], list[Figure]]] = {
     "relu-quality": relu_quality,
     "training-time": training_time,
     "same-text": same_text,
+    "warm-start": warm_start,
+    "training-throughput": throughput,
     "sanitizers": sanitizers,
 }
 SPEED = "speed"

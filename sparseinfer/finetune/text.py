@@ -88,6 +88,18 @@ def training_text(
     return Text(stores, names, own / sum(len(store) for store in stores))
 
 
+def tokens_to_read(request: Request, least: int) -> int | None:
+    """Data sets of the hub may be endless: of them no more is read than is trained on. None: all.
+
+    Args:
+        least: tokens that are needed in any case.
+    """
+    tokens = request.run.tokens
+    if not tokens or not any(text.startswith("hf:") for text in request.texts):
+        return None
+    return max(tokens, request.warm_start or 0, least)
+
+
 def _make(
     request: Request,
     subject: Subject,
@@ -118,7 +130,7 @@ def _make(
             tokenizer,
             vocab_size=config.vocab_size,
             end_of_text=end,
-            tokens=None,
+            tokens=tokens_to_read(request, least),
             source={"text": list(request.texts)},
             least=least,
             progress=progress,

@@ -20,6 +20,7 @@ from sparseinfer.eval import ModelProbe
 from sparseinfer.eval.finetuning import finetuning_report
 from sparseinfer.finetune import Budget, ObjectiveSettings, Request, RunSettings, finetune
 from sparseinfer.finetune.metrics import read_metrics
+from sparseinfer.finetune.text import tokens_to_read
 
 RUN = RunSettings(tokens=1024, context=32, batch=8, micro_batch=4, rate=1e-3, precision="fp32")
 """Four steps."""
@@ -147,6 +148,22 @@ def test_without_tokens_the_text_is_read_once(tune, prose_file):
     assert record is not None
     assert record.finetuning is not None
     assert 0.8 < record.finetuning.epochs <= 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokens", "warm_start", "read"),
+    [
+        (("coqa",), 5000, 0, None),
+        (("hf:org/name",), 5000, 0, 5000),
+        (("coqa", "hf:org/name"), 5000, 9000, 9000),
+        (("hf:org/name",), 5000, None, 6000),
+        (("hf:org/name",), 0, 0, None),
+    ],
+)
+def test_of_the_hub_no_more_is_read_than_is_trained_on(texts, tokens, warm_start, read):
+    run = RUN.model_copy(update={"tokens": tokens})
+    request = Request(ObjectiveSettings(act="relu"), run, texts=texts, warm_start=warm_start)
+    assert tokens_to_read(request, 6000 if warm_start is None else 100) == read
 
 
 def test_refusals(tune, tmp_path, make_model):
