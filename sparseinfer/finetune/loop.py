@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +32,8 @@ from sparseinfer.finetune.student import Student
 logger = logging.getLogger("sparseinfer")
 
 _DOMINANT = 0.5
+_SEEDS = 1 << 63
+"""Numbers that torch takes as seeds."""
 _SEEDS_PER_STEP = 1 << 20
 """Passes of a step, over all processes, that have seeds of their own."""
 
@@ -50,12 +52,23 @@ class Budget:
 
     Attributes:
         save_every: steps.
-        seconds: wall time after which the run stops at the next step, its state written; None: at
-            its end.
+        end: `time.monotonic()` at which training stops at the next step, and a warm start at the
+            next layer, what was done kept; None: when all is done.
+
+    Raises:
+        ConfigError: states less often than never.
     """
 
     save_every: int = 100
-    seconds: float | None = None
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.save_every < 1:
+            raise ConfigError(f"--save-every {self.save_every} is not a positive number of steps")
+
+    @property
+    def over(self) -> bool:
+        return self.end is not None and time.monotonic() >= self.end
 
 
 class Loop:
@@ -134,7 +147,6 @@ class Loop:
             begin = facts["step"]
             self._strength.restore(facts["strength"])
         steps, saved = self._run.steps, begin
-        stop = None if budget.seconds is None else time.monotonic() + budget.seconds
         with self._metrics(begin) as metrics:
             for number in range(begin, steps):
                 with _telling_memory(number + 1):
@@ -143,7 +155,7 @@ class Loop:
                 if metrics is not None:
                     metrics.append(step)
                     progress(step, steps)
-                over = stop is not None and self._any(time.monotonic() >= stop)
+                over = budget.end is not None and self._any(budget.over)
                 if done == steps or over or done - saved >= budget.save_every:
                     if metrics is not None:
                         metrics.sync()
@@ -182,8 +194,8 @@ class Loop:
         """Whether any process says so: all must stop at the same step."""
         if self._accelerator.num_processes == 1:
             return here
-        told = torch.tensor(float(here), device=self._accelerator.device)
-        return bool(self._accelerator.reduce(told, "sum") > 0)
+        told: Any = torch.tensor(float(here), device=self._accelerator.device)
+        return float(cast(Tensor, self._accelerator.reduce(told, "sum"))) > 0
 
     def step(self, number: int) -> Step:
         """Does the step after `number` others.
@@ -213,8 +225,8 @@ class Loop:
         assert sums is not None  # there is at least one pass
         limit = math.inf if run.clip_norm is None else run.clip_norm
         norm = accelerator.clip_grad_norm_(self._model.parameters(), limit)
-        means = accelerator.reduce(sums / self._passes, "mean").tolist()
-        norm = float(norm)
+        means = cast(Tensor, accelerator.reduce(sums / self._passes, "mean")).tolist()
+        norm = float(cast(Tensor, norm))
         losses, resting = means[: len(names)], means[len(names) :]
         self._check_finite(number + 1, losses[0], norm)
         self._optimiser.step()
@@ -257,7 +269,8 @@ class Loop:
     def _seed(self, number: int, index: int) -> None:
         """Random numbers of a pass, whichever process starts with it."""
         place = self._accelerator.process_index * self._passes + index
-        torch.manual_seed((self._run.seed * _SEEDS_PER_STEP + number) * _SEEDS_PER_STEP + place)
+        seed = (self._run.seed * _SEEDS_PER_STEP + number) * _SEEDS_PER_STEP + place
+        torch.manual_seed(seed % _SEEDS)
 
     def _warn_of_penalty(self, step: int, penalty: float, loss: float) -> None:
         """Says once that little but the penalty is minimised."""

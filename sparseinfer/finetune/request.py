@@ -62,8 +62,9 @@ class Subject:
 
     @property
     def was_silu(self) -> bool:
-        """Whether its weights were trained with another activation than a ReLU."""
-        return self.start.record is not None or self.start.config.phi == "silu"
+        """Whether its weights were trained with SiLU, and not with a ReLU since then."""
+        record = self.start.record
+        return self.start.config.phi == "silu" or (record is not None and record.finetuning is None)
 
 
 def open_subject(model: str, objective: ObjectiveSettings) -> Subject:

@@ -143,6 +143,11 @@ def check_objective(settings: ObjectiveSettings, neurons: int) -> ObjectiveSetti
             f"objective {settings.objective} is defined on relu; {settings.act} goes with "
             "prosparse or relu"
         )
+    if settings.act == "fatrelu" and settings.objective in ("clipped", "topk"):
+        raise ConfigError(
+            f"objective {settings.objective} has a rule of its own for what fires, which thresholds "
+            "of --act fatrelu cannot join; take --act relu"
+        )
     _unit("--distill", settings.distill)
     if not (math.isfinite(settings.distill_ffn) and settings.distill_ffn >= 0):
         raise ConfigError(f"--distill-ffn {settings.distill_ffn} is not a finite number >= 0")
@@ -212,6 +217,8 @@ def check_run(settings: RunSettings, context_length: int) -> None:
         raise ConfigError(f"--warm-up {settings.warm_up} is outside [0, 1): a part of the steps")
     if not (math.isfinite(settings.weight_decay) and settings.weight_decay >= 0):
         raise ConfigError(f"--weight-decay {settings.weight_decay} is not a finite number >= 0")
+    if settings.seed < 0:
+        raise ConfigError(f"--seed {settings.seed} is negative")
     clip = settings.clip_norm
     if clip is not None and not (math.isfinite(clip) and clip > 0):
         raise ConfigError(f"--clip-norm {clip} is not a finite number above 0")

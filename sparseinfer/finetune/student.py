@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import CheckpointError
@@ -63,7 +62,8 @@ def load_student(
             for name, tensor in start.items():
                 model.get_parameter(name).copy_(tensor)
     record = Record()
-    chosen = Phases(silu, silu) if settings is None else phases(settings)
+    own = model.model.layers[0].mlp.act_fn
+    chosen = Phases(own, own) if settings is None else phases(settings)
     ffns = []
     for index, layer in enumerate(model.model.layers):
         ffn = TrainedFfn(
