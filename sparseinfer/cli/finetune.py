@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from sparseinfer.cli.console import (
     print_table,
     progress,
 )
-from sparseinfer.errors import ConfigError
+from sparseinfer.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from sparseinfer.finetune import Result
@@ -131,8 +132,9 @@ def finetune(
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
     test_text: Annotated[
-        str, typer.Option(help="Text to measure on, that nothing was trained on.")
-    ] = "lambada",
+        str | None,
+        typer.Option(help="Text to measure on, that nothing was trained on (default lambada)."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Folder of the report; default OUTPUT-report.")
     ] = None,
@@ -159,14 +161,29 @@ def finetune(
     from sparseinfer.eval import ModelProbe
     from sparseinfer.finetune import Budget, ObjectiveSettings, Request, RunSettings
     from sparseinfer.finetune import finetune as run
-    from sparseinfer.finetune.request import SHIFT_BUDGET
+    from sparseinfer.finetune.request import side_folder
     from sparseinfer.finetune.schedule import load_stages
     from sparseinfer.finetune.settings import ACTS, OBJECTIVES, PRECISIONS, one_of
+    from sparseinfer.sources import EVALUATION_TEXT
 
-    if ppl_budget is not None and act != "fatrelu":
-        raise ConfigError("--ppl-budget belongs to --act fatrelu: it is what its thresholds cost")
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"--minutes {minutes} is not a positive number")
+    if tokens is not None and tokens < 1:
+        raise ConfigError(f"--tokens {tokens} is not a positive number")
+    if tokens is not None and warm_start_only:
+        raise ConfigError(
+            "--tokens belongs to training; --warm-start-only does none: it has --warm-start-tokens"
+        )
+    if save_every < 1:
+        raise ConfigError(f"--save-every {save_every} is not a positive number of steps")
+    if no_report and report is not None:
+        raise ConfigError("give either --report or --no-report")
+    if no_report and test_text is not None and act != "fatrelu":
+        raise ConfigError("--test-text is measured on, and --no-report measures nothing")
+    folder = report or side_folder(output, "report")
+    if not no_report:
+        _check_report(folder)
+        test_text = test_text or EVALUATION_TEXT
     request = Request(
         ObjectiveSettings(
             act=one_of("--act", act, ACTS),
@@ -200,12 +217,9 @@ def finetune(
         warm_start=_warm_start(warm_start, warm_start_tokens, warm_start_only),
         warm_start_only=warm_start_only,
         controls=control,
-        shift_budget=SHIFT_BUDGET if ppl_budget is None else fraction(ppl_budget, "--ppl-budget"),
+        shift_budget=None if ppl_budget is None else fraction(ppl_budget, "--ppl-budget"),
         test_text=test_text,
     )
-    if no_report and report is not None:
-        raise ConfigError("give either --report or --no-report")
-    folder = report or output.with_name(f"{output.name}-report")
     with progress() as show, _steps(as_json) as on_step:
         done = run(
             model,
@@ -224,7 +238,7 @@ def finetune(
     if not done.results:  # another process of the run says it
         return
     measured = None
-    if not no_report:
+    if not no_report and test_text is not None:
         from sparseinfer.eval.finetuning import finetuning_report
         from sparseinfer.report import write
 
@@ -249,9 +263,20 @@ def _warm_start(wanted: bool | None, tokens: int | None, alone: bool) -> int | N
         if tokens is not None or alone:
             raise ConfigError("--no-warm-start goes with neither --warm-start-tokens nor -only")
         return 0
+    if tokens == 0:
+        raise ConfigError("--warm-start-tokens 0 is no warm start; that is --no-warm-start")
     if tokens is not None:
         return tokens
     return WARM_START_TOKENS if wanted or alone else None
+
+
+def _check_report(folder: Path) -> None:
+    """Finds out before hours of work whether a report can be written, and makes no folder yet."""
+    nearest = folder.absolute()
+    while not os.path.exists(nearest):  # noqa: PTH110 - of names that are too long, too
+        nearest = nearest.parent
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise OutputError(f"cannot write the report to {folder}: {nearest} is no writable folder")
 
 
 def _result(one: Result, report: FinetuningReport | None) -> dict[str, Any]:

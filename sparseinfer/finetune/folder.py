@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from sparseinfer.errors import ConfigError, OutputError
 
 _ENDING = ".training"
 _SETTINGS = "settings.json"
+_FREE = ("run.micro_batch", "run.gradient_checkpointing", "shift_budget")
+"""Settings that an unfinished run may be given anew: they change memory and rounding, or what is
+made of the trained weights."""
 
 
 class RunFolder:
@@ -27,7 +32,11 @@ class RunFolder:
     """
 
     def __init__(self, out: Path) -> None:
-        self.path = out.with_name(out.name + _ENDING)
+        """
+        Raises:
+            ConfigError: as `beside`.
+        """
+        self.path = beside(out, _ENDING)
 
     @property
     def text(self) -> Path:
@@ -48,6 +57,9 @@ class RunFolder:
     def claim(self, settings: dict[str, Any]) -> bool:
         """Makes the folder, or finds it as an earlier call with the same settings left it.
 
+        Where no state was written yet other settings take the place of those that are there;
+        generated text and fitted layers, which took long, see for themselves whether they fit.
+
         Args:
             settings: all that results depend on, of JSON types.
 
@@ -55,22 +67,23 @@ class RunFolder:
             Whether there is something to go on with.
 
         Raises:
-            ConfigError: it was begun with other settings; the message lists them.
+            ConfigError: it has a state of other settings; the message lists them.
             OutputError: it cannot be read or written.
         """
         found = self.found()
-        if found is None:
-            text = json.dumps(settings, indent=1) + "\n"
-            write_files(self.path, {_SETTINGS: text}, what="the run's settings")
-            return False
-        wanted = json.loads(json.dumps(settings))
-        different = differences(found, wanted)
-        if different:
-            raise ConfigError(
-                f"{self.path} was begun with other settings ({'; '.join(different)}): ask for the "
-                "same to go on, choose another output (-o), or delete it to start anew"
-            )
-        return True
+        if found is not None:
+            different = differences(found, json.loads(json.dumps(settings)), free=_FREE)
+            if not different:
+                return True
+            if any(self.path.glob("*/state/state.json")):
+                raise ConfigError(
+                    f"{self.path} was begun with other settings ({'; '.join(different)}): ask for "
+                    "the same to go on, choose another output (-o), or delete it to start anew"
+                )
+            shutil.rmtree(self.text, ignore_errors=True)
+        text = json.dumps(settings, indent=1) + "\n"
+        write_files(self.path, {_SETTINGS: text}, what="the run's settings")
+        return False
 
     def found(self) -> dict[str, Any] | None:
         """The settings it was begun with; None where there is no such folder."""
@@ -83,15 +96,43 @@ class RunFolder:
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
+    @contextmanager
+    def tidied(self) -> Iterator[None]:
+        """Removes the folder after a failure where it holds nothing to go on with."""
+        try:
+            yield
+        except Exception:
+            with suppress(OSError):  # not made yet
+                if {path.name for path in self.path.iterdir()} <= {_SETTINGS}:
+                    self.remove()
+            raise
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """`run.rate 0.0001, not 0.0003` for each value that differs, in the order of `before`."""
+
+def beside(out: Path, ending: str) -> Path:
+    """The folder next to `out` whose name is its name with an ending.
+
+    Raises:
+        ConfigError: `out` has no name of its own, as `.` and `/`.
+    """
+    if not out.name:
+        raise ConfigError(f"output (-o) {str(out)!r} does not name a folder to be made")
+    return out.with_name(out.name + ending)
+
+
+def differences(
+    before: dict[str, Any], after: dict[str, Any], free: tuple[str, ...] = ()
+) -> list[str]:
+    """`run.rate 0.0001, not 0.0003` for each value that differs, in the order of `before`.
+
+    Args:
+        free: names that may differ.
+    """
     old, new = _flat(before), _flat(after)
     names = [*old, *(name for name in new if name not in old)]
     return [
         f"{name} {_value(old, name)}, not {_value(new, name)}"
         for name in names
-        if _value(old, name) != _value(new, name)
+        if name not in free and _value(old, name) != _value(new, name)
     ]
 
 

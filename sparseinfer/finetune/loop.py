@@ -21,10 +21,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sparseinfer.errors import ConfigError, NumericalError
+from sparseinfer.finetune.memory import OF_A_STEP, OF_WEIGHTS, telling_memory
 from sparseinfer.finetune.metrics import MetricsFile, Step
 from sparseinfer.finetune.objective import loss_of
 from sparseinfer.finetune.rate import warmup_cosine
-from sparseinfer.finetune.settings import ObjectiveSettings, RunSettings
+from sparseinfer.finetune.settings import ObjectiveSettings, RunSettings, check_shared
 from sparseinfer.finetune.state import read_facts, restore_state, save_state
 from sparseinfer.finetune.strength import Strength
 from sparseinfer.finetune.student import Student
@@ -32,10 +33,10 @@ from sparseinfer.finetune.student import Student
 logger = logging.getLogger("sparseinfer")
 
 _DOMINANT = 0.5
-_SEEDS = 1 << 63
-"""Numbers that torch takes as seeds."""
 _SEEDS_PER_STEP = 1 << 20
 """Passes of a step, over all processes, that have seeds of their own."""
+_SEEDS = 1 << 63
+"""Those that torch takes."""
 
 
 class Batches(Protocol):
@@ -103,13 +104,8 @@ class Loop:
         self._rate = warmup_cosine(
             steps=run.steps, warmup=round(run.warm_up * run.steps), floor=run.final_rate
         )
-        world = accelerator.num_processes
-        if run.batch % (run.micro_batch * world):
-            raise ConfigError(
-                f"--batch {run.batch} is not a multiple of --micro-batch {run.micro_batch} times "
-                f"{world} processes"
-            )
-        self._passes = run.batch // (run.micro_batch * world)
+        check_shared(run, accelerator.num_processes)
+        self._passes = run.batch // (run.micro_batch * accelerator.num_processes)
         if run.gradient_checkpointing:
             _checkpoint_activations(student.model)
         student.model.train()
@@ -137,19 +133,20 @@ class Loop:
 
         Raises:
             NumericalError: loss or gradients that are not finite; the state before is kept.
-            ConfigError: out of memory.
+            ConfigError: out of memory; the message says what to change.
             OutputError: a state cannot be written; the older one is kept.
         """
         facts = read_facts(self.states)
         begin = 0
         if facts is not None:
-            restore_state(self.states, self._model, self._optimiser.optimizer)
+            with telling_memory("while reading the state", OF_WEIGHTS):
+                restore_state(self.states, self._model, self._optimiser.optimizer)
             begin = facts["step"]
             self._strength.restore(facts["strength"])
         steps, saved = self._run.steps, begin
         with self._metrics(begin) as metrics:
             for number in range(begin, steps):
-                with _telling_memory(number + 1):
+                with telling_memory(f"in step {number + 1}", OF_A_STEP):
                     step = self.step(number)
                 done = step.step
                 if metrics is not None:
@@ -289,13 +286,15 @@ class Loop:
             return
         what = "loss" if not math.isfinite(loss) else "gradients"
         kept = read_facts(self.states)
-        left = f"the state after step {kept['step']} is kept in {self.states}" if kept else (
-            "no state was written yet"
-        )  # fmt: skip
-        raise NumericalError(
-            f"{what} of step {number} are not finite: training stops; {left}; a lower --lr, fp32 "
-            "or --clip-norm may help"
-        )
+        advice = "with a lower --lr, --precision fp32 or a smaller --clip-norm"
+        if kept is None:
+            left = f"no state was written yet; try again {advice}"
+        else:
+            left = (
+                f"the state after step {kept['step']} is kept in {self.states}; begin anew "
+                f"{advice}, and another output (-o)"
+            )
+        raise NumericalError(f"{what} of step {number} are not finite: training stops; {left}")
 
 
 def _checkpoint_activations(model: Any) -> None:
@@ -303,18 +302,3 @@ def _checkpoint_activations(model: Any) -> None:
     # transformers renamed it in 5.x.
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-@contextmanager
-def _telling_memory(number: int) -> Iterator[None]:
-    """Turns what torch raises without memory into one line."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        short = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not short and "can't allocate memory" not in str(error):
-            raise
-        raise ConfigError(
-            f"out of memory in step {number}: lower --micro-batch (passes are accumulated) or "
-            "--context, or add --gradient-checkpointing; --precision bf16 halves what passes keep"
-        ) from error

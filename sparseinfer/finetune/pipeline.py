@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 
 from sparseinfer.atomic import check_replaceable
@@ -23,18 +24,19 @@ from sparseinfer.errors import ConfigError
 from sparseinfer.finetune.controller import Controller
 from sparseinfer.finetune.folder import RunFolder
 from sparseinfer.finetune.loop import Budget, Loop
+from sparseinfer.finetune.memory import OF_WEIGHTS, telling_memory
 from sparseinfer.finetune.metrics import Step, read_metrics
 from sparseinfer.finetune.request import (
-    WARM_START_TOKENS,
     Request,
     Subject,
-    check_texts,
+    check_request,
     open_subject,
+    settle,
     side_folder,
 )
 from sparseinfer.finetune.result import layer_sparsity, write_dense, write_sparse
 from sparseinfer.finetune.schedule import LambdaSchedule
-from sparseinfer.finetune.settings import ObjectiveSettings, check_objective, check_run
+from sparseinfer.finetune.settings import ObjectiveSettings, RunSettings, check_shared
 from sparseinfer.finetune.state import read_weights
 from sparseinfer.finetune.strength import NONE, Scheduled, Steered, Strength
 from sparseinfer.finetune.student import load_parent, load_student
@@ -43,6 +45,9 @@ from sparseinfer.finetune.warm_start import WarmLayer
 from sparseinfer.finetune.warming import by_name, neuron_sparsity, warm_layers
 
 logger = logging.getLogger("sparseinfer")
+
+_PATIENCE = timedelta(days=1)
+"""Processes wait so long for the first one, which alone reads the text and makes the warm start."""
 
 RunName = Literal["tuned", "dense", "plain-relu"]
 OnStep = Callable[[RunName, Step, int], None]
@@ -64,16 +69,15 @@ class Finetuning:
     """What `finetune` did.
 
     Attributes:
-        results: the fine-tuned model first, then its controls; none while it is not finished.
+        results: the fine-tuned model first, then its controls; none while it is not finished, nor
+            in the processes that do not write them.
         folder: where an unfinished run waits.
+        finished: whether all runs are at their end.
     """
 
     results: tuple[Result, ...]
     folder: Path
-
-    @property
-    def finished(self) -> bool:
-        return bool(self.results)
+    finished: bool
 
 
 def finetune(
@@ -104,17 +108,12 @@ def finetune(
         NumericalError: loss or gradients that are not finite; the last state is kept.
         SparseInferError: any of its other kinds.
     """
-    check_texts(request.texts, request.self_generate)
-    _check(request, open_probe)
+    check_request(request, probes=open_probe is not None)
+    folder = RunFolder(out)
     subject = open_subject(model, request.objective)
-    config = subject.start.config
-    objective = check_objective(request.objective, config.intermediate_size)
-    check_run(request.run, config.context_length)
-    tokens = request.warm_start
-    if tokens is None:
-        tokens = WARM_START_TOKENS if subject.was_silu else 0
-    request = replace(request, objective=objective, warm_start=tokens)
-    _check_warm_start(request)
+    request = settle(request, subject)
+    if request.run.tokens:
+        _strength(request.objective, request.run.steps)  # refuses stages beyond the run
     for name in _names(request):
         check_replaceable(
             _target(out, name),
@@ -123,58 +122,54 @@ def finetune(
             kind="a fine-tuned checkpoint",
             is_kind=is_converted if name != "dense" else _is_model,
         )
-    accelerator = Accelerator(
-        cpu=cpu, mixed_precision="bf16" if request.run.precision == "bf16" else "no"
-    )
-    folder = RunFolder(out)
+    accelerator = _accelerator(request.run, cpu)
+    check_shared(request.run, accelerator.num_processes)
     main = accelerator.is_main_process
-    if main:
-        if folder.claim(_settings(request, subject)):
-            logger.info("going on with what is in %s", folder.path)
-        validate_weights(subject.start, progress)
-    text = training_text(request, subject, folder, accelerator, progress)
-    if not request.run.tokens:
-        request = replace(
-            request, run=request.run.model_copy(update={"tokens": text.once(request.run)})
-        )
-    warm: list[WarmLayer] = []
-    if request.warm_start:
+    with folder.tidied():
         if main:
-            warm = warm_layers(subject, request, text, folder, progress)
-        accelerator.wait_for_everyone()
-        if not main:
-            warm = warm_layers(subject, request, text, folder)
-    start = by_name(warm)
-    finished = request.warm_start_only or all(
-        _train(name, subject, request, folder, text, start, accelerator, budget, on_step)
-        for name in _names(request)
-    )
-    if not finished:
-        return Finetuning((), folder.path)
-    results = ()
-    if main:
-        results = tuple(
-            _write(name, subject, request, folder, text, warm, out, open_probe, force, progress)
+            if folder.claim(_settings(request, subject)):
+                logger.info("going on with what is in %s", folder.path)
+            validate_weights(subject.start, progress)
+        text = training_text(request, subject, folder, accelerator, progress)
+        if not request.run.tokens:
+            run = request.run.model_copy(update={"tokens": text.once(request.run)})
+            request = replace(request, run=run)
+            _strength(request.objective, run.steps)
+        warm: list[WarmLayer] = []
+        if request.warm_start:
+            if main:
+                warm = warm_layers(subject, request, text, folder, progress)
+            accelerator.wait_for_everyone()
+            if not main:
+                warm = warm_layers(subject, request, text, folder)
+        start = by_name(warm)
+        finished = request.warm_start_only or all(
+            _train(name, subject, request, folder, text, start, accelerator, budget, on_step)
             for name in _names(request)
         )
-        folder.remove()
+        results = ()
+        if main and finished:
+            results = tuple(
+                _write(name, subject, request, folder, text, warm, out, open_probe, force, progress)
+                for name in _names(request)
+            )
+            folder.remove()
     accelerator.wait_for_everyone()
-    return Finetuning(results, folder.path)
+    return Finetuning(results, folder.path, finished)
 
 
-def _check(request: Request, open_probe: OpenProbe | None) -> None:
-    if request.objective.act == "fatrelu" and open_probe is None:
-        raise ConfigError(
-            "fatrelu finds its thresholds by running the model: pass "
-            "open_probe=sparseinfer.eval.ModelProbe"
+def _accelerator(run: RunSettings, cpu: bool) -> Accelerator:
+    precision = "bf16" if run.precision == "bf16" else "no"
+    try:
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision=precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
         )
-
-
-def _check_warm_start(request: Request) -> None:
-    if request.warm_start_only and not request.warm_start:
-        raise ConfigError("--warm-start-only without a warm start does nothing")
-    if request.warm_start_only and request.controls:
-        raise ConfigError("--control compares fine-tuned models; --warm-start-only trains none")
+    except ValueError as error:  # a device without it, or a process that has begun otherwise
+        raise ConfigError(
+            f"--precision {run.precision}{' --cpu' if cpu else ''} cannot be had here: {error}"
+        ) from error
 
 
 def _names(request: Request) -> tuple[RunName, ...]:
@@ -199,7 +194,7 @@ def _settings(request: Request, subject: Subject) -> dict[str, Any]:
         "text": list(request.texts),
         "self_generate": request.self_generate,
         "warm_start": request.warm_start,
-        "shift_budget": request.shift_budget if request.objective.act == "fatrelu" else None,
+        "shift_budget": request.shift_budget,
     }
 
 
@@ -244,28 +239,30 @@ def _train(
     if distils:
         # Passes of the teacher keep nothing, so half precision costs no gradient.
         dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-        parent = load_parent(subject.dense, dtype).to(accelerator.device)
+        with telling_memory("while loading the parent", OF_WEIGHTS):
+            parent = load_parent(subject.dense, dtype).to(accelerator.device)
     place = folder.of(name)
     if accelerator.is_main_process:
         place.mkdir(exist_ok=True)
     accelerator.wait_for_everyone()
-    student = load_student(
-        subject.dense if name == "dense" else subject.start,
-        objective,
-        start=start if _warmed(name, request) else None,
-        parent=parent if objective is not None and objective.distill_ffn > 0 else None,
-        with_l1=objective is not None and objective.objective == "prosparse",
-    )
-    loop = Loop(
-        accelerator,
-        student,
-        parent,
-        text.batches(run),
-        objective,
-        run,
-        _strength(objective, run.steps),
-        place,
-    )
+    with telling_memory("while loading the model", OF_WEIGHTS):
+        student = load_student(
+            subject.dense if name == "dense" else subject.start,
+            objective,
+            start=start if _warmed(name, request) else None,
+            parent=parent if objective is not None and objective.distill_ffn > 0 else None,
+            with_l1=objective is not None and objective.objective == "prosparse",
+        )
+        loop = Loop(
+            accelerator,
+            student,
+            parent,
+            text.batches(run),
+            objective,
+            run,
+            _strength(objective, run.steps),
+            place,
+        )
     return loop.train(budget, lambda step, steps: on_step(name, step, steps))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from sparseinfer.convert.options import check_seed
 from sparseinfer.errors import ConfigError
 from sparseinfer.finetune.schedule import PROSPARSE, Stages, load_stages
 
@@ -120,11 +121,11 @@ def one_of(flag: str, value: str, allowed: tuple[Name, ...]) -> Name:
     raise ConfigError(f"{flag} {value!r} is not one of {', '.join(allowed)}")
 
 
-def check_objective(settings: ObjectiveSettings, neurons: int) -> ObjectiveSettings:
+def check_objective(settings: ObjectiveSettings, neurons: int | None = None) -> ObjectiveSettings:
     """Fills in defaults of the objective and refuses what does not belong to it.
 
     Args:
-        neurons: of a layer.
+        neurons: of a layer; None while the model is not known.
 
     Raises:
         ConfigError: an option of another objective, or a value outside its domain.
@@ -132,7 +133,7 @@ def check_objective(settings: ObjectiveSettings, neurons: int) -> ObjectiveSetti
     for name, objectives in _BELONGS.items():
         if getattr(settings, name) is not None and settings.objective not in objectives:
             raise ConfigError(
-                f"{_flag(name)} belongs to objective {' or '.join(objectives)}, not to "
+                f"{flag(name)} belongs to objective {' or '.join(objectives)}, not to "
                 f"{settings.objective}"
             )
     if settings.objective in ("stochastic", "clipped", "topk") and settings.act not in (
@@ -145,8 +146,8 @@ def check_objective(settings: ObjectiveSettings, neurons: int) -> ObjectiveSetti
         )
     if settings.act == "fatrelu" and settings.objective in ("clipped", "topk"):
         raise ConfigError(
-            f"objective {settings.objective} has a rule of its own for what fires, which thresholds "
-            "of --act fatrelu cannot join; take --act relu"
+            f"objective {settings.objective} ends with a rule of its own, which fatrelu's "
+            "thresholds do not go with: take --act relu"
         )
     _unit("--distill", settings.distill)
     if not (math.isfinite(settings.distill_ffn) and settings.distill_ffn >= 0):
@@ -166,11 +167,13 @@ def check_objective(settings: ObjectiveSettings, neurons: int) -> ObjectiveSetti
     for name in ("soft_threshold", "clip"):
         value = getattr(settings, name)
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{_flag(name)} {value} is not a finite number above 0")
+            raise ConfigError(f"{flag(name)} {value} is not a finite number above 0")
     if settings.objective == "topk":
         if settings.top_k is None:
             raise ConfigError("objective topk needs --top-k, the neurons that a token keeps")
-        if not 1 <= settings.top_k <= neurons:
+        if settings.top_k < 1:
+            raise ConfigError(f"--top-k {settings.top_k} is not a positive number of neurons")
+        if neurons is not None and settings.top_k > neurons:
             raise ConfigError(f"--top-k {settings.top_k} is outside 1 to {neurons} neurons")
     return settings
 
@@ -187,10 +190,10 @@ def _defaults(settings: ObjectiveSettings) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if getattr(settings, name) is None}
 
 
-def check_run(settings: RunSettings, context_length: int) -> None:
+def check_run(settings: RunSettings, context_length: int | None = None) -> None:
     """
     Args:
-        context_length: positions that the model knows.
+        context_length: positions that the model knows; None while it is not known.
 
     Raises:
         ConfigError: a value outside its domain.
@@ -199,10 +202,10 @@ def check_run(settings: RunSettings, context_length: int) -> None:
         raise ConfigError(f"--tokens {settings.tokens} is not a positive number")
     for name in ("context", "batch", "micro_batch"):
         if getattr(settings, name) < 1:
-            raise ConfigError(f"{_flag(name)} {getattr(settings, name)} is not a positive number")
+            raise ConfigError(f"{flag(name)} {getattr(settings, name)} is not a positive number")
     if settings.context < 2:
         raise ConfigError("--context 1 leaves nothing to predict; windows need at least 2 tokens")
-    if settings.context > context_length:
+    if context_length is not None and settings.context > context_length:
         raise ConfigError(
             f"--context {settings.context} is over the model's context of {context_length} tokens"
         )
@@ -217,17 +220,31 @@ def check_run(settings: RunSettings, context_length: int) -> None:
         raise ConfigError(f"--warm-up {settings.warm_up} is outside [0, 1): a part of the steps")
     if not (math.isfinite(settings.weight_decay) and settings.weight_decay >= 0):
         raise ConfigError(f"--weight-decay {settings.weight_decay} is not a finite number >= 0")
-    if settings.seed < 0:
-        raise ConfigError(f"--seed {settings.seed} is negative")
     clip = settings.clip_norm
     if clip is not None and not (math.isfinite(clip) and clip > 0):
         raise ConfigError(f"--clip-norm {clip} is not a finite number above 0")
+    check_seed(settings.seed)
+    if settings.seed < 0:
+        raise ConfigError(f"--seed {settings.seed} is negative")
+
+
+def check_shared(settings: RunSettings, processes: int) -> None:
+    """
+    Raises:
+        ConfigError: a batch that so many processes cannot share.
+    """
+    if settings.batch % (settings.micro_batch * processes):
+        raise ConfigError(
+            f"--batch {settings.batch} is not a multiple of --micro-batch {settings.micro_batch} "
+            f"times {processes} processes"
+        )
+
+
+def flag(name: str) -> str:
+    """A setting as the command line has it."""
+    return "--" + name.replace("_", "-")
 
 
 def _unit(flag: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ConfigError(f"{flag} {value} is outside [0, 1]")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

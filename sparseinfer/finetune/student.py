@@ -8,12 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import relu, silu
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import CheckpointError
-from sparseinfer.finetune.activations import Phases, phases
+from sparseinfer.finetune.activations import Activation, Phases, phases, relu2
 from sparseinfer.finetune.ffn import Record, TrainedFfn
+from sparseinfer.finetune.memory import OF_WEIGHTS, telling_memory
 from sparseinfer.finetune.settings import ObjectiveSettings
+
+_OWN: dict[str, Activation] = {"silu": silu, "relu": relu, "relu2": relu2}
+"""phi of a model -> what it computes."""
 
 
 @dataclass
@@ -62,17 +67,17 @@ def load_student(
             for name, tensor in start.items():
                 model.get_parameter(name).copy_(tensor)
     record = Record()
-    own = model.model.layers[0].mlp.act_fn
-    chosen = Phases(own, own) if settings is None else phases(settings)
+    phi, psi = checkpoint.config.phi, checkpoint.config.psi
+    chosen = Phases(_OWN[phi], _OWN[phi]) if settings is None else phases(settings)
     ffns = []
     for index, layer in enumerate(model.model.layers):
         ffn = TrainedFfn(
             layer.mlp,
             chosen.first,
             record,
-            up_relu=settings is not None and settings.act == "drelu",
+            up_relu=psi == "relu" if settings is None else settings.act == "drelu",
             with_l1=with_l1,
-            rests=settings is not None,
+            rests=settings is not None or phi != "silu",
             parent=None if parent is None else _mlp(parent, index),
         )
         layer.mlp = ffn
@@ -94,6 +99,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
 
     Raises:
         CheckpointError: transformers refuses the checkpoint.
+        ConfigError: out of memory.
     """
     import transformers
 
@@ -101,9 +107,10 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
 
     transformers.utils.logging.disable_progress_bar()  # weights are there in a second
     try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=dtype, local_files_only=True
-        )
+        with telling_memory("while loading the model", OF_WEIGHTS):
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                checkpoint.path, dtype=dtype, local_files_only=True
+            )
     except (ArithmeticError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{checkpoint.path}: transformers refuses it: {reason}") from error

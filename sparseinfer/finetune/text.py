@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sparseinfer.checkpoint.layout import Progress
+from sparseinfer.errors import SourceError
 from sparseinfer.finetune.folder import RunFolder
 from sparseinfer.finetune.packing import PackedBatches, tokens_needed
 from sparseinfer.finetune.request import Request, Subject
@@ -84,8 +86,14 @@ def training_text(
     chosen = [place for place, take in zip(places, wanted, strict=True) if take]
     stores = tuple(TokenStore.open(path) for path, _ in chosen)
     names = tuple(chain.from_iterable(names for _, names in chosen))
+    total, least = sum(len(store) for store in stores), _one_batch(request.run)
+    if total < least:
+        raise SourceError(
+            f"the text has {total:,} tokens, and one batch needs {least:,}: give more text, or a "
+            "smaller --batch or --context"
+        )
     own = len(stores[-1]) if request.self_generate is not None else 0
-    return Text(stores, names, own / sum(len(store) for store in stores))
+    return Text(stores, names, own / total)
 
 
 def tokens_to_read(request: Request, least: int) -> int | None:
@@ -110,7 +118,19 @@ def _make(
     tokenizer = load_tokenizer(subject.start.path)
     config, run = subject.start.config, request.run
     end = min(config.eos_token_ids, default=None)
-    least = tokens_needed(size=run.batch, context=run.context, held_out=0)
+    if request.texts:  # before the model writes for hours: it is here that mistakes show
+        least = max(1, _one_batch(run) - (request.self_generate or 0))
+        build_store(
+            folder.text,
+            _documents(request.texts),
+            tokenizer,
+            vocab_size=config.vocab_size,
+            end_of_text=end,
+            tokens=tokens_to_read(request, least),
+            source={"text": list(request.texts)},
+            least=least,
+            progress=progress,
+        )
     if request.self_generate is not None:
         self_generate(
             folder.generated,
@@ -122,16 +142,12 @@ def _make(
             device=str(accelerator.device),
             progress=progress,
         )
-        least = 1  # the rest may be short
-    if request.texts:
-        build_store(
-            folder.text,
-            stream_texts(request.texts),
-            tokenizer,
-            vocab_size=config.vocab_size,
-            end_of_text=end,
-            tokens=tokens_to_read(request, least),
-            source={"text": list(request.texts)},
-            least=least,
-            progress=progress,
-        )
+
+
+def _documents(texts: tuple[str, ...]) -> Iterator[str]:
+    """Opens nothing before the first is wanted: runs that go on have the text already."""
+    yield from stream_texts(texts)
+
+
+def _one_batch(run: RunSettings) -> int:
+    return tokens_needed(size=run.batch, context=run.context, held_out=0)

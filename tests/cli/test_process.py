@@ -24,7 +24,7 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys; from sparseinfer.cli.app import app\n"
         "for command in ('', 'convert', 'pack', 'generate', 'eval', 'serve', 'bench', 'inspect',\n"
-        "                'demo', 'capture', 'train-predictor'):\n"
+        "                'demo', 'capture', 'train-predictor', 'finetune'):\n"
         "    app([*command.split(), '--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'transformers', 'numpy', 'safetensors', 'tokenizers', 'fastapi',\n"
         "         'huggingface_hub', 'pydantic_core._pydantic_core_'}\n"
@@ -32,7 +32,7 @@ def test_help_imports_nothing_heavy():
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "[]\n"
-    assert done.stdout.count("Usage:") == 11
+    assert done.stdout.count("Usage:") == 12
 
 
 def test_results_go_to_standard_output_and_logs_to_standard_error(process, make_model, tmp_path):

@@ -83,6 +83,9 @@ def test_a_folder_of_other_settings_is_refused_with_all_differences(tmp_path):
     before = {"run": {"rate": 1e-4, "seed": 0}, "text": ["coqa"]}
     assert not folder.claim(before)
     assert folder.claim(before)
+    state = folder.of("tuned") / "state"
+    state.mkdir(parents=True)
+    (state / "state.json").write_text("{}")
     after = {"run": {"rate": 3e-4, "seed": 0}, "text": ["pydoc"]}
     with pytest.raises(ConfigError, match=r'rate 0.0001, not 0.0003; text \["coqa"\], not'):
         folder.claim(after)
