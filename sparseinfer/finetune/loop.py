@@ -152,7 +152,7 @@ class Loop:
                 if metrics is not None:
                     metrics.append(step)
                     progress(step, steps)
-                over = budget.end is not None and self._any(budget.over)
+                over = budget.end is not None and any_process(self._accelerator, budget.over)
                 if done == steps or over or done - saved >= budget.save_every:
                     if metrics is not None:
                         metrics.sync()
@@ -186,13 +186,6 @@ class Loop:
             writes=self._accelerator.is_main_process,
         )
         self._accelerator.wait_for_everyone()
-
-    def _any(self, here: bool) -> bool:
-        """Whether any process says so: all must stop at the same step."""
-        if self._accelerator.num_processes == 1:
-            return here
-        told: Any = torch.tensor(float(here), device=self._accelerator.device)
-        return float(cast(Tensor, self._accelerator.reduce(told, "sum"))) > 0
 
     def step(self, number: int) -> Step:
         """Does the step after `number` others.
@@ -302,3 +295,11 @@ def _checkpoint_activations(model: Any) -> None:
     # transformers renamed it in 5.x.
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def any_process(accelerator: Accelerator, here: bool) -> bool:
+    """Whether any process says so: all must stop at the same place. Waits for all of them."""
+    if accelerator.num_processes == 1:
+        return here
+    told: Any = torch.tensor(float(here), device=accelerator.device)
+    return float(cast(Tensor, accelerator.reduce(told, "sum"))) > 0

@@ -63,7 +63,7 @@ def test_two_processes_train_what_one_does(launch, make_model, prose_file, tmp_p
         ).finished
 
     assert alone("alone")
-    assert not alone("together", Budget(seconds=0))
+    assert not alone("together", Budget(end=0))
     done = launch("--text", prose_file, "--test-text", held_out)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
