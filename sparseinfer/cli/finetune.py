@@ -221,6 +221,18 @@ def finetune(
         shift_budget=None if ppl_budget is None else fraction(ppl_budget, "--ppl-budget"),
         test_text=test_text,
     )
+    measured = None
+
+    def measure(results: tuple[Result, ...]) -> None:
+        nonlocal measured
+        if no_report or test_text is None:
+            return
+        from sparseinfer.eval.finetuning import finetuning_report
+        from sparseinfer.report import write
+
+        measured = finetuning_report(results, text=test_text, progress=show)
+        write(measured, folder)
+
     with progress() as show, _steps(as_json) as on_step:
         done = run(
             model,
@@ -232,20 +244,13 @@ def finetune(
             force=force,
             progress=show,
             on_step=on_step,
+            on_results=measure,
         )
     if not done.finished:
         typer.echo(f"not finished: the same command goes on ({done.folder})", err=True)
         raise typer.Exit(UNFINISHED)
     if not done.results:  # another process of the run says it
         return
-    measured = None
-    if not no_report and test_text is not None:
-        from sparseinfer.eval.finetuning import finetuning_report
-        from sparseinfer.report import write
-
-        with progress() as show:
-            measured = finetuning_report(done.results, text=test_text, progress=show)
-        write(measured, folder)
     results = [_result(one, measured) for one in done.results]
     if as_json:
         print_json({"results": results})

@@ -189,7 +189,7 @@ def convert(
         thresholds=masks.gate,
         input_thresholds=masks.inputs,
         ffn_sha256=ffn_sha256,
-        card=model_card(target.name, resolved.name, method, record),
+        card=model_card(target.name, _parent_name(resolved, record), method, record),
         dtype=written_dtype,
         force=force,
         progress=progress,
@@ -201,6 +201,11 @@ def convert(
         expected=_expected(parent, written_dtype, found),
         notes=_notes(method, parent, resolved),
     )
+
+
+def _parent_name(resolved: ResolvedModel, record: SparsityRecord) -> str:
+    """How the dense parent is called: of a fine-tuned model, not that model."""
+    return Path(record.parent.reference).name if record.finetuning else resolved.name
 
 
 def _check(

@@ -4,6 +4,7 @@ OUT.training/settings.json       what was asked for
              text/, self-generated/    token ids to train on
              warm-start/         finished layers of the warm start
              tuned/, dense/, plain-relu/    each run's state and metrics
+             tuned.written ...         its checkpoint was written
 """
 
 from __future__ import annotations
@@ -92,6 +93,17 @@ class RunFolder:
             return json.loads(path.read_text("utf-8")) if path.exists() else None
         except (OSError, ValueError) as error:
             raise OutputError(f"{path} cannot be read; delete {self.path} to start anew") from error
+
+    def has_written(self, run: str) -> bool:
+        """Whether the run's checkpoint was written, from here."""
+        return (self.path / f"{run}.written").exists()
+
+    def note_written(self, run: str) -> None:
+        """
+        Raises:
+            OutputError: the disk is full or not writable.
+        """
+        write_files(self.path, {f"{run}.written": ""}, what="the run's notes")
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -52,6 +52,7 @@ _PATIENCE = timedelta(days=1)
 RunName = Literal["tuned", "dense", "plain-relu"]
 OnStep = Callable[[RunName, Step, int], None]
 """Called with the name of a run, what its newest step measured, and its number of steps."""
+OnResults = Callable[[tuple["Result", ...]], None]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def finetune(
     force: bool = False,
     progress: Progress = no_progress,
     on_step: OnStep = lambda _name, _step, _steps: None,
+    on_results: OnResults = lambda _results: None,
 ) -> Finetuning:
     """Fine-tunes a model to a ReLU-like activation and writes it to a folder.
 
@@ -103,6 +105,8 @@ def finetune(
         budget: how often states are written, and for how long to train now.
         cpu: leave GPUs alone.
         open_probe: runs the model for FATReLU's thresholds (`sparseinfer.eval.ModelProbe`).
+        on_results: called by the process that writes, when all is written. What happens before it
+            returns is done again by the next call with the same arguments.
 
     Raises:
         NumericalError: loss or gradients that are not finite; the last state is kept.
@@ -118,7 +122,7 @@ def finetune(
         check_replaceable(
             _target(out, name),
             subject.start.path,
-            force=force,
+            force=force or folder.has_written(name),
             kind="a fine-tuned checkpoint",
             is_kind=is_converted if name != "dense" else _is_model,
         )
@@ -156,6 +160,7 @@ def finetune(
                 _write(name, subject, request, folder, text, warm, out, open_probe, force, progress)
                 for name in _names(request)
             )
+            on_results(results)
             folder.remove()
     accelerator.wait_for_everyone()
     return Finetuning(results, folder.path, finished)
@@ -285,17 +290,40 @@ def _write(
     force: bool,
     progress: Progress,
 ) -> Result:
-    """The checkpoint of a finished run."""
+    """The checkpoint of a finished run, unless an earlier call wrote it."""
     target = _target(out, name)
-    if request.warm_start_only:
-        weights = dict(subject.start.read()) | by_name(warm)
-        record = _record(request, request.objective, text, 0, neuron_sparsity(warm))
-        write_sparse(subject, request.objective, weights, target, record, metrics=None,
-                     force=force, progress=progress)  # fmt: skip
-        return Result(name, target, ())
     place = folder.of(name)
     metrics = place / "metrics.jsonl"
-    steps = tuple(read_metrics(metrics))
+    steps = () if request.warm_start_only else tuple(read_metrics(metrics))
+    if not folder.has_written(name):
+        _write_checkpoint(
+            name, subject, request, place, text, warm, steps, target, open_probe, force, progress
+        )
+        folder.note_written(name)
+    return Result(name, target, steps)
+
+
+def _write_checkpoint(
+    name: RunName,
+    subject: Subject,
+    request: Request,
+    place: Path,
+    text: Text,
+    warm: list[WarmLayer],
+    steps: tuple[Step, ...],
+    target: Path,
+    open_probe: OpenProbe | None,
+    force: bool,
+    progress: Progress,
+) -> None:
+    fitted = _warm_tokens(name, request, text)
+    if request.warm_start_only:
+        weights = dict(subject.start.read()) | by_name(warm)
+        record = _record(request, request.objective, text, 0, fitted, neuron_sparsity(warm))
+        write_sparse(subject, request.objective, weights, target, record, metrics=None,
+                     force=force, progress=progress)  # fmt: skip
+        return
+    metrics = place / "metrics.jsonl"
     found = read_weights(place / "state")
     objective = _objective(name, request)
     # Of a tied head one of the two names is stored; checkpoints hold the embedding.
@@ -304,12 +332,12 @@ def _write(
         facts = {"tokens": steps[-1].tokens, "text": " + ".join(text.names)}
         write_dense(subject, weights, target, facts, metrics=metrics, force=force,
                     progress=progress)  # fmt: skip
-        return Result(name, target, steps)
-    record = _record(request, objective, text, steps[-1].tokens, layer_sparsity(steps))
+        return
+    record = _record(request, objective, text, steps[-1].tokens, fitted, layer_sparsity(steps))
     if objective.act != "fatrelu":
         write_sparse(subject, objective, weights, target, record, metrics=metrics, force=force,
                      progress=progress)  # fmt: skip
-        return Result(name, target, steps)
+        return
     unshifted = place / "unshifted"
     write_sparse(subject, objective, weights, unshifted, record, metrics=metrics, force=True,
                  progress=progress)  # fmt: skip
@@ -324,7 +352,13 @@ def _write(
         force=force,
         progress=progress,
     )
-    return Result(name, target, steps)
+
+
+def _warm_tokens(name: RunName, request: Request, text: Text) -> int:
+    """Tokens that the run's warm start saw."""
+    if not (request.warm_start and _warmed(name, request)):
+        return 0
+    return text.windows(request.warm_start, request.run.context, request.run.seed).numel()
 
 
 def _record(
@@ -332,6 +366,7 @@ def _record(
     objective: ObjectiveSettings,
     text: Text,
     tokens: int,
+    warm_start_tokens: int,
     resting: tuple[float, ...],
 ) -> FinetuningRecord:
     settings = request.run.model_dump(mode="json")
@@ -343,7 +378,7 @@ def _record(
         text_tokens=text.tokens,
         self_generated=text.self_generated,
         tokens=tokens,
-        warm_start_tokens=request.warm_start,
+        warm_start_tokens=warm_start_tokens,
         layer_sparsity=resting,
         settings=settings,
     )

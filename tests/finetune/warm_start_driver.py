@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from sparseinfer.checkpoint import Checkpoint
-from sparseinfer.finetune.warm_start import warm_start
+from sparseinfer.finetune.warm_start import Recipe, warm_start
 
 
 def main() -> None:
@@ -21,7 +21,12 @@ def main() -> None:
     model, work, layers = sys.argv[1:]
     windows = torch.randint(3, 259, (16, 64), generator=torch.Generator().manual_seed(0))
     run = warm_start(
-        Checkpoint.open(model), act="relu", windows=windows, dtype="fp32", work=Path(work), epochs=2
+        Checkpoint.open(model),
+        act="relu",
+        windows=windows,
+        dtype="fp32",
+        work=Path(work),
+        recipe=Recipe(epochs=2),
     )
     for done, _ in enumerate(run, start=1):
         if done == int(layers):

@@ -1,8 +1,8 @@
 """Layer-wise warm start: each FFN is fitted, with its new activation, to what the dense layer does.
 
 Reading order: `recipe` (how), `rows` (what a layer is fitted on), `ffn` (the function and its
-gradients), `start` (where it begins), `least_squares` (down in closed form), `fit` (one layer),
-`streams` (hidden states of both models) and `run` (all layers).
+gradients), `start` (where it begins), `fit` (one layer), `streams` (hidden states of both models)
+and `run` (all layers).
 """
 
 from sparseinfer.finetune.warm_start.recipe import Recipe

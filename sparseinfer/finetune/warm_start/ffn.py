@@ -82,18 +82,19 @@ class Step:
         gate, up = self.gate_up.chunk(2)
         return replace(self._like, gate=gate.clone(), up=up.clone(), down=self.down.clone())
 
-    def set_gradients(
-        self, x: Tensor, target: Tensor, weight: Tensor, *, l1: float, old: float
-    ) -> float:
-        """Of mean_t weight_t norm(y_t - target_t)^2 / 2.
+    def set_gradients(self, x: Tensor, target: Tensor, weight: Tensor, *, l1: float = 0.0) -> float:
+        """Of the mean over tokens t of
+
+            weight_t norm(y_t - target_t)^2 / 2 + l1 sqrt(weight_t) sum_i |h_ti| norm(D_i)
+
+        where D_i is column i of down.
 
         Args:
             x, target: [B, H] fp32.
             weight: [B] fp32.
-            old: part of the old activation in h.
 
         Returns:
-            Twice the loss.
+            Mean of weight_t norm(y_t - target_t)^2.
         """
         dtype, neurons = self._dtype, self.down.shape[1]
         x = x.to(dtype)
@@ -104,17 +105,15 @@ class Step:
         a = r.square() if self._like.phi == "relu2" else r
         v = torch.relu(u) if self._like.psi == "relu" else u
         h = a * v
-        if old:
-            s = torch.sigmoid(g)
-            h = torch.lerp(h, g * s * u, old)
         error = linear(h, down).float() - target
         scaled = error * (weight / len(x))[:, None]
         loss = float(torch.dot(scaled.flatten(), error.flatten()))
         scaled = scaled.to(dtype)
         slope = scaled @ down
         if l1:
-            size = down.norm(dim=0)
-            slope += torch.sign(h) * (size * (l1 / len(x)))
+            # norm(D_i) is taken as a constant: its own gradient is small beside the error's.
+            size, scale = down.norm(dim=0), weight.sqrt() * (l1 / len(x))
+            slope += torch.sign(h) * size * scale[:, None].to(dtype)
         both_slope = torch.empty_like(both)
         dg, du = both_slope[:, :neurons], both_slope[:, neurons:]
         torch.mul(slope, v, out=dg)
@@ -125,9 +124,6 @@ class Step:
         torch.mul(slope, a, out=du)
         if self._like.psi == "relu":
             du.masked_fill_(u <= 0, 0)
-        if old:
-            dg.lerp_(slope * u * (s * (1 + g * (1 - s))), old)
-            du.lerp_(slope * g * s, old)
         self.down.grad = (scaled.T @ h).float()
         self.gate_up.grad = (both_slope.T @ x).float()
         return loss

@@ -1,4 +1,4 @@
-"""Fits one FFN to its rows: least squares for down, AdamW on all three matrices."""
+"""Fits one FFN to its rows by AdamW on all three matrices."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sparseinfer.errors import CalibrationError
 from sparseinfer.finetune.warm_start.ffn import Ffn, Step
-from sparseinfer.finetune.warm_start.least_squares import with_best_down
 from sparseinfer.finetune.warm_start.recipe import Recipe
 from sparseinfer.finetune.warm_start.rows import Rows
 
+_BETAS = (0.9, 0.99)
 _WARM_UP = 0.05
 """Part of the steps in which the learning rate rises."""
 
@@ -39,15 +39,13 @@ def fit(
     Raises:
         CalibrationError: the error is not finite.
     """
-    if recipe.first_solve:
-        ffn = with_best_down(ffn, rows, recipe.ridge)
     step = Step(ffn, dtype)
     optimizer = torch.optim.AdamW(
         [{"params": [one], "lr": 0.0, "size": _size(one)} for one in step.parameters],
         lr=0.0,
-        betas=recipe.betas,
+        betas=_BETAS,
         eps=1e-12,
-        weight_decay=recipe.decay,
+        weight_decay=0.0,
         fused=True,
     )
     generator = torch.Generator().manual_seed(seed)
@@ -63,9 +61,8 @@ def fit(
             rate *= 0.5 * (1 + math.cos(math.pi * part))
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["size"]
-            old = max(0.0, 1 - part / recipe.blend) if recipe.blend else 0.0
             seen = step.set_gradients(
-                rows.x[chosen], rows.target[chosen], rows.weight[chosen], l1=recipe.l1, old=old
+                rows.x[chosen], rows.target[chosen], rows.weight[chosen], l1=recipe.l1
             )
             if not math.isfinite(seen):
                 raise CalibrationError("the fit")
@@ -73,8 +70,7 @@ def fit(
             done += 1
             if done % 16 == 0 or done == steps:
                 progress(done * batch)
-    ffn = step.ffn()
-    return with_best_down(ffn, rows, recipe.ridge) if recipe.last_solve else ffn
+    return step.ffn()
 
 
 def _size(matrix: Tensor) -> float:

@@ -72,10 +72,9 @@ def warm_start(
     windows: Tensor,
     dtype: DTypeName,
     work: Path,
-    epochs: int = Recipe.epochs,
+    recipe: Recipe = Recipe(),
     seed: int = 0,
     progress: Progress = no_progress,
-    recipe: Recipe | None = None,
 ) -> Iterator[WarmLayer]:
     """Fits gate, up and down of each layer to what the dense layer does, with the new activation.
 
@@ -90,7 +89,7 @@ def warm_start(
         dtype: type that weights will be written in.
         work: folder of finished layers; where it exists, the run goes on there. To be removed when
             the result is written.
-        epochs: times that each token is fitted on.
+        recipe: how layers are fitted.
         seed: of the order of tokens.
 
     Returns:
@@ -105,20 +104,16 @@ def warm_start(
     _check_parent(parent, act)
     _check_windows(parent.config, windows)
     check_seed(seed)
-    if epochs < 1:
-        raise ConfigError(f"{epochs} epochs of a warm start are too few; take at least 1")
-    recipe = replace(recipe or Recipe(), epochs=epochs)
     math = "bf16" if dtype != "fp32" and has_bf16() else "fp32"
     settings = {
         "act": _plain(act),
-        "epochs": epochs,
         "seed": seed,
         "dtype": dtype,
         "text": hashlib.sha256(windows.contiguous().numpy().tobytes()).hexdigest(),
         "context": windows.shape[1],
         "model": parent.weights_sha256,
         "arithmetic": math,
-        "recipe": asdict(recipe),
+        **asdict(recipe),
     }
     finished = FinishedLayers(
         work, settings, parent.config.num_layers, ConfigError, "choose another output (-o)"
@@ -128,16 +123,14 @@ def warm_start(
 
 def memory_needed(config: ModelConfig, tokens: int) -> int:
     """Bytes that a warm start holds at its peak, about: the dense layer in fp32; the fitted FFN
-    with gradients, both moments of AdamW and a copy in bf16, or the equations of least squares; a
-    block's neurons; and four arrays of hidden states, unless they are so large that they go to
-    files.
+    with gradients, both moments of AdamW and a copy in bf16; a block's neurons; and four arrays of
+    hidden states, unless they are so large that they go to files.
     """
     attention = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim * config.hidden_size
     ffn, neurons = config.ffn_weights_per_layer, config.intermediate_size
-    solving = (4 + 8 + 8) * neurons * (neurons + config.hidden_size)
     blocks = 4 * 6 * BLOCK * neurons
     hidden = 4 * min(4 * tokens * config.hidden_size, IN_MEMORY)
-    return 4 * (attention + ffn) + max(4 * ffn * 6, 4 * ffn * 2 + solving) + blocks + hidden
+    return 4 * (attention + ffn) + 4 * ffn * 6 + blocks + hidden
 
 
 def _check_parent(parent: Checkpoint, act: str) -> None:
@@ -196,7 +189,7 @@ def _layers(
     streams = Streams(parent, windows, dtype=dtype)
     layers, tokens = parent.config.num_layers, recipe.epochs * windows.numel()
     for layer in streams.layers():
-        rows = streams.rows(recipe.correction, recipe.weighting)
+        rows = streams.rows(recipe.correction)
         dense = streams.dense_ffn
         found = finished.get(layer)
         if found is None:

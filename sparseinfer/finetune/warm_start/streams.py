@@ -56,12 +56,12 @@ class Streams:
         """The parent's FFN of this layer, its down bias left out: `rows` took it off."""
         mlp = self._model.layer.get_submodule("mlp")
         parts = {name: mlp.get_submodule(f"{name}_proj") for name in ("gate", "up", "down")}
-        weights = {name: part.get_parameter("weight").detach() for name, part in parts.items()}
+        gate, up, down = (part.get_parameter("weight").detach() for part in parts.values())
         biases = {f"{name}_bias": _bias(parts[name]) for name in ("gate", "up")}
-        return Ffn(**weights, **biases, phi="silu", psi="id")
+        return Ffn(gate, up, down, **biases, phi="silu", psi="id")
 
     @torch.no_grad()
-    def rows(self, correction: float, weighting: str) -> Rows:
+    def rows(self, correction: float) -> Rows:
         """Passes both streams through attention, and the dense one through the FFN too.
 
         The target is the dense FFN's output on the converted stream's input, and by the part
@@ -83,10 +83,7 @@ class Streams:
             self._converted[window] = converted[0]
             self._x[window] = x
             self._target[window] = target if bias is None else target - bias
-            size = dense if weighting.startswith("stream") else target
-            self._weight[window] = 1 / size.square().mean(1)
-            if weighting.endswith("half"):
-                self._weight[window] = self._weight[window].sqrt()
+            self._weight[window] = 1 / dense.square().mean(1)
             finite &= bool(torch.isfinite(target).all() and torch.isfinite(dense).all())
         if not finite:
             raise CalibrationError(
