@@ -16,7 +16,7 @@ MISSED = 0.01
 
 def caveats(found: Evaluation) -> Iterator[str]:
     """One sentence or two each."""
-    seen = seen_as(found.record, found.recipe.text_sha256)
+    seen = seen_as(found.record, found.recipe.text, found.recipe.text_sha256)
     if seen:
         yield (
             f"The model was {seen} {found.recipe.text}: its figures on this text are better than "

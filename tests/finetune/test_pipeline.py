@@ -16,7 +16,7 @@ import torch
 import sparseinfer
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import ConfigError, OutputError, SourceError, UnsupportedError
-from sparseinfer.eval import ModelProbe
+from sparseinfer.eval import ModelProbe, evaluate
 from sparseinfer.eval.finetuning import finetuning_report
 from sparseinfer.finetune import Budget, ObjectiveSettings, Request, RunSettings, finetune
 from sparseinfer.finetune.metrics import read_metrics
@@ -115,6 +115,12 @@ def test_warm_start_alone(tune):
     assert report.runs[0].role == "warm_start"
 
 
+def test_what_was_trained_on_is_not_held_out(tune, prose_file):
+    (result,) = tune().results
+    with pytest.raises(ConfigError, match="fine-tuned on text"):
+        evaluate(str(result.path), text=str(prose_file), tokens=64)
+
+
 def test_fatrelu_gets_thresholds_of_its_own(tune):
     (result,) = tune(ObjectiveSettings(act="fatrelu"), shift_budget=0.5, test_text="pydoc").results
     found = Checkpoint.open(result.path)
@@ -132,6 +138,38 @@ def test_an_interrupted_run_goes_on_with_the_same_request(tune, tmp_path):
     assert tune(name="cut").finished
     one, other = tensors(whole.results[0].path), tensors(tmp_path / "cut")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_done_with_the_results_is_done_again(make_model, prose_file, tmp_path):
+    """A report that was interrupted: nothing is trained or written a second time."""
+    seen: list[tuple[int, int]] = []
+
+    def go(on_results):
+        return finetune(
+            str(make_model()),
+            Request(ObjectiveSettings(act="relu"), RUN, texts=(str(prose_file),), warm_start=0),
+            out=tmp_path / "out",
+            cpu=True,
+            on_step=lambda _name, step, steps: seen.append((step.step, steps)),
+            on_results=on_results,
+        )
+
+    def interrupted(_results):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(interrupted)
+    assert seen[-1] == (4, 4)
+    written = (tmp_path / "out" / "config.json").stat().st_mtime_ns
+    told = []
+    done = go(told.append)
+    assert told == [done.results]
+    assert [step.step for step in done.results[0].steps] == [1, 2, 3, 4]
+    assert len(seen) == 4
+    assert (tmp_path / "out" / "config.json").stat().st_mtime_ns == written
+    assert not done.folder.exists()
+    with pytest.raises(OutputError, match="exists"):
+        go(told.append)
 
 
 def test_other_settings_are_refused_where_a_run_waits(tune):
