@@ -95,8 +95,8 @@ def train(out: Path, act: str, steps: int) -> dict[str, Any]:
     model.config.dtype = torch.bfloat16
     model.to(torch.bfloat16).save_pretrained(out)
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(out)
-    return {"act": act, "steps": steps, "tokens": steps * BATCH * CONTEXT, "loss": float(loss.detach()),
-            "at_rest": rest, "out": str(out)}  # fmt: skip
+    return {"act": act, "steps": steps, "tokens": steps * BATCH * CONTEXT,
+            "loss": float(loss.detach()), "at_rest": rest, "out": str(out)}  # fmt: skip
 
 
 def learn_tokenizer(text: str) -> Tokenizer:

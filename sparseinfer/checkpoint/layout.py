@@ -18,6 +18,8 @@ run."""
 
 ATTENTION = ("q", "k", "v", "o")
 
+FINETUNING = "finetuning.jsonl"
+"""In a fine-tuned checkpoint, and in what is converted from it: what each step measured."""
 CARRIED_OVER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -29,6 +31,7 @@ CARRIED_OVER = (
     "additional_chat_templates/*",
     "LICENSE*",
     "NOTICE*",
+    FINETUNING,
 )
 """What a converted checkpoint copies from its parent besides weights and config (globs)."""
 

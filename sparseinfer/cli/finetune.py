@@ -168,6 +168,7 @@ def finetune(
 
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"--minutes {minutes} is not a positive number")
+    end = None if minutes is None else time.monotonic() + 60 * minutes
     if tokens is not None and tokens < 1:
         raise ConfigError(f"--tokens {tokens} is not a positive number")
     if tokens is not None and warm_start_only:
@@ -225,7 +226,7 @@ def finetune(
             model,
             request,
             out=output,
-            budget=Budget(save_every, None if minutes is None else 60 * minutes),
+            budget=Budget(save_every, end),
             cpu=cpu,
             open_probe=ModelProbe,
             force=force,

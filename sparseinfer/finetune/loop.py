@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sparseinfer.errors import NumericalError
+from sparseinfer.errors import ConfigError, NumericalError
 from sparseinfer.finetune.memory import OF_A_STEP, OF_WEIGHTS, telling_memory
 from sparseinfer.finetune.metrics import MetricsFile, Step
 from sparseinfer.finetune.objective import loss_of
@@ -53,12 +53,23 @@ class Budget:
 
     Attributes:
         save_every: steps.
-        seconds: wall time after which the run stops at the next step, its state written; None: at
-            its end.
+        end: `time.monotonic()` at which training stops at the next step, and a warm start at the
+            next layer, what was done kept; None: when all is done.
+
+    Raises:
+        ConfigError: states less often than never.
     """
 
     save_every: int = 100
-    seconds: float | None = None
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.save_every < 1:
+            raise ConfigError(f"--save-every {self.save_every} is not a positive number of steps")
+
+    @property
+    def over(self) -> bool:
+        return self.end is not None and time.monotonic() >= self.end
 
 
 class Loop:
@@ -133,7 +144,6 @@ class Loop:
             begin = facts["step"]
             self._strength.restore(facts["strength"])
         steps, saved = self._run.steps, begin
-        stop = None if budget.seconds is None else time.monotonic() + budget.seconds
         with self._metrics(begin) as metrics:
             for number in range(begin, steps):
                 with telling_memory(f"in step {number + 1}", OF_A_STEP):
@@ -142,7 +152,7 @@ class Loop:
                 if metrics is not None:
                     metrics.append(step)
                     progress(step, steps)
-                over = stop is not None and self._any(time.monotonic() >= stop)
+                over = budget.end is not None and any_process(self._accelerator, budget.over)
                 if done == steps or over or done - saved >= budget.save_every:
                     if metrics is not None:
                         metrics.sync()
@@ -177,13 +187,6 @@ class Loop:
         )
         self._accelerator.wait_for_everyone()
 
-    def _any(self, here: bool) -> bool:
-        """Whether any process says so: all must stop at the same step."""
-        if self._accelerator.num_processes == 1:
-            return here
-        told = torch.tensor(float(here), device=self._accelerator.device)
-        return bool(self._accelerator.reduce(told, "sum") > 0)
-
     def step(self, number: int) -> Step:
         """Does the step after `number` others.
 
@@ -212,8 +215,8 @@ class Loop:
         assert sums is not None  # there is at least one pass
         limit = math.inf if run.clip_norm is None else run.clip_norm
         norm = accelerator.clip_grad_norm_(self._model.parameters(), limit)
-        means = accelerator.reduce(sums / self._passes, "mean").tolist()
-        norm = float(norm)
+        means = cast(Tensor, accelerator.reduce(sums / self._passes, "mean")).tolist()
+        norm = float(cast(Tensor, norm))
         losses, resting = means[: len(names)], means[len(names) :]
         self._check_finite(number + 1, losses[0], norm)
         self._optimiser.step()
@@ -292,3 +295,11 @@ def _checkpoint_activations(model: Any) -> None:
     # transformers renamed it in 5.x.
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def any_process(accelerator: Accelerator, here: bool) -> bool:
+    """Whether any process says so: all must stop at the same place. Waits for all of them."""
+    if accelerator.num_processes == 1:
+        return here
+    told: Any = torch.tensor(float(here), device=accelerator.device)
+    return float(cast(Tensor, accelerator.reduce(told, "sum"))) > 0

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sparseinfer import strict_json
 from sparseinfer.errors import CheckpointError, OutputError
@@ -39,13 +39,15 @@ class Step(BaseModel):
         tokens_per_second: of this step.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int = Field(ge=1)
     tokens: int = Field(ge=0)
     loss: _Measured
     parts: dict[str, _Measured] = Field(default_factory=dict)
-    factor: _Measured = Field(alias="lambda")
+    factor: _Measured = Field(
+        validation_alias=AliasChoices("lambda", "factor"), serialization_alias="lambda"
+    )
     rate: _Measured
     gradient_norm: _Measured
     sparsity: _Measured

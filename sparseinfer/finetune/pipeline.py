@@ -23,7 +23,7 @@ from sparseinfer.convert.search import OpenProbe
 from sparseinfer.errors import ConfigError
 from sparseinfer.finetune.controller import Controller
 from sparseinfer.finetune.folder import RunFolder
-from sparseinfer.finetune.loop import Budget, Loop
+from sparseinfer.finetune.loop import Budget, Loop, any_process
 from sparseinfer.finetune.memory import OF_WEIGHTS, telling_memory
 from sparseinfer.finetune.metrics import Step, read_metrics
 from sparseinfer.finetune.request import (
@@ -135,13 +135,16 @@ def finetune(
             run = request.run.model_copy(update={"tokens": text.once(request.run)})
             request = replace(request, run=run)
             _strength(request.objective, run.steps)
-        warm: list[WarmLayer] = []
+        warm: list[WarmLayer] | None = []
         if request.warm_start:
             if main:
-                warm = warm_layers(subject, request, text, folder, progress)
-            accelerator.wait_for_everyone()
+                over = lambda: budget.over  # noqa: E731
+                warm = warm_layers(subject, request, text, folder, progress, over)
+            if any_process(accelerator, warm is None):
+                return Finetuning((), folder.path, finished=False)
             if not main:
                 warm = warm_layers(subject, request, text, folder)
+            assert warm is not None  # it was not told to stop
         start = by_name(warm)
         finished = request.warm_start_only or all(
             _train(name, subject, request, folder, text, start, accelerator, budget, on_step)
@@ -263,7 +266,11 @@ def _train(
             _strength(objective, run.steps),
             place,
         )
-    return loop.train(budget, lambda step, steps: on_step(name, step, steps))
+    try:
+        return loop.train(budget, lambda step, steps: on_step(name, step, steps))
+    finally:
+        # It would keep the model and the optimiser for the next run.
+        accelerator.free_memory()
 
 
 def _write(

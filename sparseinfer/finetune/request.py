@@ -33,7 +33,8 @@ class Request:
     Attributes:
         objective, run: checked when the model is known.
         texts: references, joined in turn.
-        self_generate: tokens that the dense parent writes in place of texts; None: it writes none.
+        self_generate: tokens that the dense parent writes, beside the texts or in place of them;
+            None: it writes none.
         warm_start: tokens of the layer-wise warm start; 0: none; None: as many as usual where the
             model was trained with SiLU.
         warm_start_only: nothing follows it.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparseinfer import arch
-from sparseinfer.checkpoint.layout import Progress
+from sparseinfer.checkpoint.layout import FINETUNING, Progress
 from sparseinfer.checkpoint.writer import write_tuned
 from sparseinfer.config import FinetuningRecord, SparsityRecord
 from sparseinfer.convert.card import model_card
@@ -23,8 +23,6 @@ from sparseinfer.finetune.request import Subject, hidden_act
 from sparseinfer.finetune.settings import ObjectiveSettings
 from sparseinfer.version import __version__
 
-METRICS = "finetuning.jsonl"
-"""In a fine-tuned checkpoint: what each step measured."""
 _LAST_STEPS = 0.02
 """Part of the run over which the record's sparsity is a mean: single steps are noisy."""
 
@@ -125,7 +123,7 @@ def _write(
         record=record,
         card=card,
         dtype=subject.start.dtype,
-        files={} if metrics is None else {METRICS: metrics},
+        files={} if metrics is None else {FINETUNING: metrics},
         force=force,
         progress=progress,
     )

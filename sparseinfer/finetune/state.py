@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -48,7 +48,9 @@ def save_state(
         OutputError: the disk is full or not writable; the older state is still there.
     """
     gathered = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights, optimised = get_state_dict(model, optimiser, options=gathered)
+    weights, found = get_state_dict(model, optimiser, options=gathered)
+    # torch's type allows for other shapes of it than the one that these options give.
+    optimised = cast(dict[str, dict[str, dict[str, Tensor]]], found)
     if not writes:
         return
     with atomic_folder(folder, force=True) as partial:
@@ -95,8 +97,10 @@ def restore_state(folder: Path, model: nn.Module, optimiser: torch.optim.Optimiz
         set_state_dict(
             model,
             optimiser,
-            model_state_dict=weights,
-            optim_state_dict={"state": state, "param_groups": blank["param_groups"]},
+            model_state_dict=cast(dict[str, Any], weights),
+            optim_state_dict=cast(
+                dict[str, Any], {"state": state, "param_groups": blank["param_groups"]}
+            ),
             # A tied head is stored once.
             options=StateDictOptions(full_state_dict=True, strict=False),
         )

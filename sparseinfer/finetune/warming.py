@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -22,8 +23,15 @@ def warm_layers(
     text: Text,
     folder: RunFolder,
     progress: Progress = no_progress,
-) -> list[WarmLayer]:
+    over: Callable[[], bool] = lambda: False,
+) -> list[WarmLayer] | None:
     """Fits the layers that are not in the folder yet, and reads the others.
+
+    Args:
+        over: asked after each layer: whether to stop for now.
+
+    Returns:
+        None where it stopped before the last layer.
 
     Raises:
         SparseInferError: as `warm_start`.
@@ -36,17 +44,20 @@ def warm_layers(
         windows.numel(),
         memory_needed(subject.dense.config, windows.numel()) / 2**30,
     )
-    return list(
-        warm_start(
-            subject.dense,
-            act=request.objective.act,
-            windows=windows,
-            dtype=subject.dense.dtype,
-            work=folder.warm_start,
-            seed=run.seed,
-            progress=progress,
-        )
-    )
+    layers = []
+    for layer in warm_start(
+        subject.dense,
+        act=request.objective.act,
+        windows=windows,
+        dtype=subject.dense.dtype,
+        work=folder.warm_start,
+        seed=run.seed,
+        progress=progress,
+    ):
+        layers.append(layer)
+        if len(layers) < subject.dense.config.num_layers and over():
+            return None
+    return layers
 
 
 def by_name(layers: list[WarmLayer]) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ def test_fatrelu_gets_thresholds_of_its_own(tune):
 
 def test_an_interrupted_run_goes_on_with_the_same_request(tune, tmp_path):
     whole = tune(name="whole")
-    assert not tune(name="cut", budget=Budget(seconds=0)).finished
+    assert not tune(name="cut", budget=Budget(end=0)).finished
     assert not (tmp_path / "cut").exists()
     assert tune(name="cut").finished
     one, other = tensors(whole.results[0].path), tensors(tmp_path / "cut")
@@ -135,7 +135,7 @@ def test_an_interrupted_run_goes_on_with_the_same_request(tune, tmp_path):
 
 
 def test_other_settings_are_refused_where_a_run_waits(tune):
-    tune(budget=Budget(seconds=0))
+    tune(budget=Budget(end=0))
     other = RUN.model_copy(update={"rate": 2e-3, "seed": 7})
     with pytest.raises(ConfigError, match=r"run.rate 0.001, not 0.002; run.seed 0, not 7"):
         tune(run=other)

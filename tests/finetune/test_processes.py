@@ -76,7 +76,7 @@ def test_two_processes_train_what_one_does(launch, make_model, prose_file, tmp_p
         ).finished
 
     assert alone("alone")
-    assert not alone("together", Budget(seconds=0))
+    assert not alone("together", Budget(end=0))
     status, out, err = launch(work, "--text", prose_file, "--test-text", held_out)
     assert status == 0, err
     assert (out[0].count("\n"), out[1]) == (1, "")
