@@ -343,7 +343,7 @@ def _record(
         text_tokens=text.tokens,
         self_generated=text.self_generated,
         tokens=tokens,
-        warm_start_tokens=request.warm_start,
+        warm_start_tokens=request.warm_start or 0,
         layer_sparsity=resting,
         settings=settings,
     )

@@ -120,6 +120,18 @@ def test_minutes_stop_a_run_and_the_same_command_goes_on(cli, command, work, oth
         assert words in finished.out
 
 
+def test_minutes_stop_a_warm_start_too(cli, command, work):
+    options = ["--warm-start-only", "--warm-start-tokens", "1024", "--minutes", "1e-9"]
+    arguments = command(*options, base=[*SHAPE, "--no-report"])
+    assert cli(*arguments).code == 4
+    assert listing(work / "out.training" / "warm-start") == [
+        "layer-000.safetensors",
+        "settings.json",
+    ]
+    assert [cli(*arguments).code for _ in range(2)] == [4, 0]  # layers 1 and 2
+    assert listing(work) == ["out"]
+
+
 def test_without_a_report_nothing_is_measured(cli, command, work):
     (found,) = cli(*command(*TWO_STEPS, "--json")).json["results"]
     assert list(found) == ["run", "output", "tokens", "loss", "sparsity_in_training"]
