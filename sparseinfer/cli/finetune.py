@@ -175,8 +175,6 @@ def finetune(
         raise ConfigError(
             "--tokens belongs to training; --warm-start-only does none: it has --warm-start-tokens"
         )
-    if save_every < 1:
-        raise ConfigError(f"--save-every {save_every} is not a positive number of steps")
     if no_report and report is not None:
         raise ConfigError("give either --report or --no-report")
     if no_report and test_text is not None and act != "fatrelu":

@@ -28,7 +28,7 @@ def warm_layers(
     """Fits the layers that are not in the folder yet, and reads the others.
 
     Args:
-        over: asked after each layer: whether to stop for now.
+        over: asked after each layer that was not there yet: whether to stop for now.
 
     Returns:
         None where it stopped before the last layer.
@@ -44,8 +44,7 @@ def warm_layers(
         windows.numel(),
         memory_needed(subject.dense.config, windows.numel()) / 2**30,
     )
-    layers = []
-    for layer in warm_start(
+    fitted = warm_start(
         subject.dense,
         act=request.objective.act,
         windows=windows,
@@ -53,11 +52,19 @@ def warm_layers(
         work=folder.warm_start,
         seed=run.seed,
         progress=progress,
-    ):
+    )
+    layers, before = [], _files(folder)
+    for layer in fitted:
         layers.append(layer)
-        if len(layers) < subject.dense.config.num_layers and over():
+        unfinished = len(layers) < subject.dense.config.num_layers
+        # Each call must get further, however long those before take to be read again.
+        if unfinished and _files(folder) > before and over():
             return None
     return layers
+
+
+def _files(folder: RunFolder) -> int:
+    return sum(1 for _ in folder.warm_start.iterdir())
 
 
 def by_name(layers: list[WarmLayer]) -> dict[str, Tensor]:

@@ -26,23 +26,35 @@ OPTIONS = [
 TOGETHER = [
     sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
     "--num_machines", "1", "--num_cpu_threads_per_process", "1", "--mixed_precision", "no",
-    "--dynamo_backend", "no", "--main_process_port", "0", "-m", "sparseinfer", "finetune",
+    "--dynamo_backend", "no", "--main_process_port", "0", "--tee", "3",
 ]  # fmt: skip
 
 
 @pytest.fixture
 def launch(make_model, tmp_path):
-    """launch(*options) -> two processes that have ended, which wrote to `tmp_path / "together"`."""
+    """launch(folder, *options) -> exit status of two processes that wrote `folder / "together"`,
+    and standard output and errors of each."""
+    logs = tmp_path / "logs"
 
-    def run(*options):
-        command = [*TOGETHER, make_model(), *OPTIONS, "-o", tmp_path / "together", *options]
-        return subprocess.run(
+    def run(folder, *options):
+        command = [
+            *TOGETHER, "--log_dir", logs, "-m", "sparseinfer", "finetune", make_model(), *OPTIONS,
+            "-o", folder / "together", *options,
+        ]  # fmt: skip
+        done = subprocess.run(
             [str(word) for word in command],
             env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"},
             capture_output=True,
-            text=True,
             timeout=240,
         )
+        said = [
+            [path.read_text() for path in sorted(logs.glob(f"**/{rank}/{name}.log"))]
+            for name in ("stdout", "stderr")
+            for rank in (0, 1)
+        ]
+        assert all(len(one) == 1 for one in said), done
+        (out, other_out, err, other_err) = (one[0] for one in said)
+        return done.returncode, (out, other_out), (err, other_err)
 
     return run
 
@@ -53,32 +65,33 @@ def names(folder: Path) -> list[str]:
 
 def test_two_processes_train_what_one_does(launch, make_model, prose_file, tmp_path):
     """They go on from a state that one process wrote, so that reading states is seen too."""
+    work = tmp_path / "work"
     held_out = tmp_path / "held-out.txt"
     held_out.write_text("A text that is not trained on. " * 20)
 
     def alone(name, budget=Budget()):
         request = Request(OBJECTIVE, RUN, texts=(str(prose_file),), warm_start=0)
         return finetune(
-            str(make_model()), request, out=tmp_path / name, budget=budget, cpu=True
+            str(make_model()), request, out=work / name, budget=budget, cpu=True
         ).finished
 
     assert alone("alone")
     assert not alone("together", Budget(end=0))
-    done = launch("--text", prose_file, "--test-text", held_out)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1
-    (result,) = json.loads(done.stdout)["results"]
+    status, out, err = launch(work, "--text", prose_file, "--test-text", held_out)
+    assert status == 0, err
+    assert (out[0].count("\n"), out[1]) == (1, "")
+    (result,) = json.loads(out[0])["results"]
     assert result["tokens"] == 1024
     assert result["perplexity_over_dense"] > 0
-    assert names(tmp_path) == ["alone", "held-out.txt", "together", "together-report"]
-    assert names(tmp_path / "alone") == names(tmp_path / "together")
-    one, two = (dict(Checkpoint.open(tmp_path / name).read()) for name in ("alone", "together"))
+    assert names(work) == ["alone", "together", "together-report"]
+    assert names(work / "alone") == names(work / "together")
+    one, two = (dict(Checkpoint.open(work / name).read()) for name in ("alone", "together"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=2e-6, rtol=1e-5)
     start = dict(Checkpoint.open(make_model()).read())
     moved = max(float((one[name] - start[name]).abs().max()) for name in one)
     assert moved > 1e-3  # a thousand times what they may differ by
-    curves = [read_metrics(tmp_path / name / "finetuning.jsonl") for name in ("alone", "together")]
+    curves = [read_metrics(work / name / "finetuning.jsonl") for name in ("alone", "together")]
     assert [step.step for step in curves[1]] == [1, 2, 3, 4]
     for mine, theirs in zip(*curves, strict=True):
         assert theirs.loss == pytest.approx(mine.loss, rel=1e-5)
@@ -89,10 +102,12 @@ def test_two_processes_train_what_one_does(launch, make_model, prose_file, tmp_p
 
 def test_what_one_process_refuses_ends_both(launch, tmp_path):
     """Only the first reads the text; the other waits for it."""
-    text = tmp_path / "few.txt"
+    work, text = tmp_path / "work", tmp_path / "few.txt"
+    work.mkdir()
     text.write_text("too few words")
-    done = launch("--text", text, "--no-report")
-    assert done.returncode != 0
-    assert done.stdout == ""
-    assert done.stderr.count("error: the text has") == 1
-    assert names(tmp_path) == ["few.txt"]
+    status, out, err = launch(work, "--text", text, "--no-report")
+    assert status not in (0, None)
+    assert out == ("", "")
+    assert "error: the text has" in err[0]
+    assert "error: the text has" not in err[1]
+    assert names(work) == []
