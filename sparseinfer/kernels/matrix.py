@@ -1,4 +1,4 @@
-"""A weight matrix whose rows can be read one by one: fp32, bf16, or group-quantised.
+"""A weight matrix whose rows can be read one by one: fp32, bf16, fp16, or group-quantised.
 
 A quantised row holds everything that belongs to it, so that a kernel which skips a row skips all
 of its bytes:
@@ -21,13 +21,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Format = Literal["fp32", "bf16", "int8", "int4"]
+Format = Literal["fp32", "bf16", "int8", "int4", "fp16"]
 FORMATS: tuple[Format, ...] = ("fp32", "bf16", "int8", "int4")
+"""What models are held in; the GPU kernels also take fp16."""
 
 GROUP = 32
 """Weights along a row that share one scale."""
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.uint8, "int4": torch.uint8}
+_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.uint8,
+    "int4": torch.uint8,
+}
 
 
 def scales_per_row(columns: int) -> int:
@@ -43,7 +50,7 @@ def row_bytes(format: Format, columns: int) -> int:
     """
     if format == "fp32":
         return 4 * columns
-    if format == "bf16":
+    if format in ("bf16", "fp16"):
         return 2 * columns
     groups = scales_per_row(columns)
     if format == "int8":
@@ -58,10 +65,10 @@ class Matrix:
     """N rows of K weights.
 
     Args:
-        format: one of `FORMATS`.
-        data: fp32 or bf16 [N, K], or uint8 [N, row_bytes(format, K)]; on the CPU or a GPU. Elements
-            of a row are adjacent; rows may lie apart (`data.stride(0)`), as in bundles of up and
-            down.
+        format: one of `FORMATS`, or fp16.
+        data: fp32, bf16 or fp16 [N, K], or uint8 [N, row_bytes(format, K)]; on the CPU or a GPU.
+            Elements of a row are adjacent; rows may lie apart (`data.stride(0)`), as in bundles of
+            up and down.
         columns: K.
 
     Raises:
@@ -73,8 +80,8 @@ class Matrix:
     columns: int
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        if self.format not in _DTYPES:
+            raise ValueError(f"format must be one of {', '.join(_DTYPES)}, not {self.format!r}")
         data = self.data
         if data.ndim != 2 or 0 in data.shape:
             raise ValueError(f"a matrix must be [N, K] and not empty, not {list(data.shape)}")
@@ -91,14 +98,18 @@ class Matrix:
 
     @classmethod
     def of(cls, weight: Tensor) -> Matrix:
-        """A view of a plain fp32 or bf16 weight [N, K].
+        """A view of a plain fp32, bf16 or fp16 weight [N, K].
 
         Raises:
             ValueError: another dtype, or rows that are not contiguous.
         """
-        names: dict[torch.dtype, Format] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+        names: dict[torch.dtype, Format] = {
+            torch.float32: "fp32",
+            torch.bfloat16: "bf16",
+            torch.float16: "fp16",
+        }
         if weight.dtype not in names:
-            raise ValueError(f"weight must be float32 or bfloat16, not {weight.dtype}")
+            raise ValueError(f"weight must be float32, bfloat16 or float16, not {weight.dtype}")
         if weight.ndim != 2:
             raise ValueError(f"a matrix must be [N, K] and not empty, not {list(weight.shape)}")
         return cls(names[weight.dtype], weight, weight.shape[1])
@@ -132,7 +143,7 @@ class Matrix:
     def float(self, begin: int = 0, end: int | None = None) -> Tensor:
         """Rows begin..end-1 as fp32 [end - begin, K]; the exact values that the kernels use."""
         part = self.data[begin:end]
-        if self.format in ("fp32", "bf16"):
+        if self.format in ("fp32", "bf16", "fp16"):
             return part.float()
         groups = scales_per_row(self.columns)
         scales = part[:, : 2 * groups].contiguous().view(torch.float16).float()

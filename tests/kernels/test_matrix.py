@@ -87,7 +87,7 @@ BYTES = torch.zeros(3, 68, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("format", "data", "columns", "message"),
     [
-        ("int3", BYTES, 64, "format must be one of fp32, bf16, int8, int4, not 'int3'"),
+        ("int3", BYTES, 64, "format must be one of fp32, bf16, fp16, int8, int4, not 'int3'"),
         ("fp32", torch.ones(4), 4, r"\[N, K\] and not empty"),
         ("fp32", torch.ones(0, 4), 4, "not empty"),
         ("fp32", torch.ones(4, 0), 0, "not empty"),
@@ -110,7 +110,7 @@ def test_what_is_no_matrix(format, data, columns, message):
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (torch.ones(4, 4).half(), "float32 or bfloat16"),
+        (torch.ones(4, 4).double(), "float32, bfloat16 or float16"),
         (torch.ones(4), r"\[N, K\]"),
         (torch.ones(4, 8)[:, ::2], "adjacent"),
     ],
