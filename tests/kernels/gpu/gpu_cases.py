@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,13 +52,28 @@ def close(found: Tensor, x: Tensor, weight: Matrix, bias: Tensor | None = None) 
     assert (off <= bound).all(), f"{(off / bound).max():.3g} x the bound"
 
 
+def placed(part: Any) -> Any:
+    """A tensor, or a dataclass or dict of such, where the kernels run."""
+    return _placed(part, {})
+
+
 def ffn_to_gpu(weights: FfnWeights) -> FfnWeights:
     """The same layer where the kernels run."""
-    changes = {}
-    for field in fields(weights):
-        part = getattr(weights, field.name)
+    return _placed(weights, {})
+
+
+def _placed(part: Any, made: dict[int, Any]) -> Any:
+    """What is one object stays one."""
+    if id(part) not in made:
+        moved_part = part
         if isinstance(part, Tensor):
-            changes[field.name] = part.to(DEVICE)
-        elif isinstance(part, Matrix):
-            changes[field.name] = moved(part, DEVICE)
-    return replace(weights, **changes)
+            moved_part = part.to(DEVICE)
+        elif isinstance(part, dict):
+            moved_part = {name: _placed(value, made) for name, value in part.items()}
+        elif is_dataclass(part) and not isinstance(part, type):
+            names = [field.name for field in fields(part)]
+            moved_part = replace(
+                part, **{name: _placed(getattr(part, name), made) for name in names}
+            )
+        made[id(part)] = moved_part
+    return made[id(part)]
