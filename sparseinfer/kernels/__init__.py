@@ -1,4 +1,4 @@
-"""Compute operations, one folder each: a plain-torch fp32 `reference` beside its `cpu` kernel.
+"""Compute operations, one folder each: a plain-torch fp32 `reference`, `cpu` and `gpu` kernels.
 
 Knows tensors only: no configs, no checkpoints, no transformers.
 """

@@ -184,7 +184,9 @@ def row_products(
         inside = column < columns
         for b in tl.static_range(BATCH):
             value = tl.load(x + b * columns + column, mask=inside, other=0.0)
-            part = tl.sum(tl.sum(tile * value[None, :, :], axis=2), axis=1)
+            # In one dimension, so that a thread adds up what it has before it asks others.
+            flat = tl.reshape(tile * value[None, :, :], [ROWS, GROUPS * GROUP])
+            part = tl.sum(flat, axis=1)
             total += tl.where((batch == b)[None, :], part[:, None], 0.0)
     return total
 

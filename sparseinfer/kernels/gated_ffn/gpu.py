@@ -19,8 +19,13 @@ from sparseinfer.kernels.gated_ffn.gpu_kernels import (
     gather_neurons,
     list_candidates,
 )
+from sparseinfer.kernels.gpu_chooser import GpuChooser
 from sparseinfer.kernels.gpu_gather import GatherTile, Segments, accumulate, total
 from sparseinfer.kernels.gpu_rows import GROUP, MOST_ROWS, RowTile, rows_of
+from sparseinfer.kernels.lowrank import LowRank
+from sparseinfer.kernels.lowrank.gpu import GpuLowRank
+from sparseinfer.kernels.sign.gpu import GpuSign
+from sparseinfer.kernels.sketch.gpu import GpuSketch
 from sparseinfer.kernels.triton_language import processors, triton
 
 
@@ -52,13 +57,16 @@ class FfnTiles:
     def of(cls, hidden: int) -> FfnTiles:
         """The default for so many columns."""
         gate = RowTile.of(hidden)
-        wide = gate.groups >= 128
-        neuron = RowTile(rows=4, groups=gate.groups, warps=8 if wide else 4, stages=gate.stages)
+        warps = 8 if gate.groups >= 128 else 4
+        # At a density of 0.1, an H200's programs have about as many neurons as one tile takes.
+        neuron = RowTile(rows=8, groups=gate.groups, warps=warps, stages=gate.stages)
         return cls(gate=gate, segment=32, neuron=neuron)
 
 
 class GpuGatedFfn:
     """A handle on one layer's weights; call it with x [B, H] fp32.
+
+    A predictor or sketch of the weights chooses the candidates.
 
     Args:
         weights: on a GPU; kept alive, not copied. Changing `threshold` in place takes effect at the
@@ -79,25 +87,32 @@ class GpuGatedFfn:
         thresholds = (weights.gate_input, weights.up_input)
         if weights.needs_all_gates or any(one is not None for one in thresholds):
             raise ValueError("these weights do not run on a GPU: they need all gates first")
-        if weights.chooses_candidates:
-            raise ValueError("these weights do not run on a GPU: they have a predictor")
         self.weights = weights
         self.tiles = tiles or FfnTiles.of(weights.hidden)
         self._gate, self._up = rows_of(weights.gate), rows_of(weights.up)
         self._down = rows_of(weights.down)
         self._programs = self.tiles.per_processor * processors(weights.gate.device)
+        self._chooser = _chooser(weights)
+        # What a sketch lets through is computed whatever its gate is.
+        self._threshold = weights.threshold.detach()
+        if weights.sketch is not None:
+            self._threshold = torch.zeros_like(self._threshold)
 
     def __call__(self, x: Tensor, candidates: Tensor | None = None) -> FfnOutput:
         """y [B, H] fp32 and counts for x [B, H] fp32, contiguous; any B, of which 16 share a pass.
 
         Args:
-            candidates: bool [B, I], neurons to consider: no row of the others is read.
+            candidates: bool [B, I], neurons to consider, in place of a predictor: no row of the
+                others is read.
 
         Raises:
-            ValueError: `x` or `candidates` has the wrong shape, dtype, device or layout.
+            ValueError: `x` or `candidates` has the wrong shape, dtype, device or layout, or these
+                weights take no candidates.
         """
         check_input(x, self.weights)
         check_candidates(candidates, x, self.weights)
+        if self._chooser is not None:
+            candidates = self._chooser(x)
         y = torch.empty(x.shape, device=x.device)
         counts = torch.empty((x.shape[0], 3), dtype=torch.int64, device=x.device)
         for begin in range(0, x.shape[0], MOST_ROWS):
@@ -134,7 +149,7 @@ class GpuGatedFfn:
             x,
             *self._gate.arguments,
             _or(weights.gate_bias, x),
-            weights.threshold,
+            self._threshold,
             activations,
             listed.index,
             listed.counts,
@@ -189,7 +204,7 @@ class GpuGatedFfn:
             activations,
             *self._gate.arguments,
             _or(weights.gate_bias, x),
-            weights.threshold,
+            self._threshold,
             *self._up.arguments,
             _or(weights.up_bias, x),
             *self._down.arguments,
@@ -217,6 +232,24 @@ class GpuGatedFfn:
             DOWN_KIND=self._down.kind,
             num_warps=tile.warps,
         )
+
+
+def _chooser(weights: FfnWeights) -> GpuChooser | None:
+    """What names candidates before the gate is read; None where nothing does."""
+    if weights.sketch is not None:
+        return GpuSketch(
+            weights.sketch,
+            weights.threshold,
+            phi=weights.phi,
+            psi=weights.psi,
+            gate_bias=weights.gate_bias,
+            up_bias=weights.up_bias,
+        )
+    if weights.predictor is None:
+        return None
+    if isinstance(weights.predictor, LowRank):
+        return GpuLowRank(weights.predictor)
+    return GpuSign(weights.predictor)
 
 
 def _or(tensor: Tensor | None, unused: Tensor) -> Tensor:

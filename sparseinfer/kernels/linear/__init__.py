@@ -1,4 +1,7 @@
-"""y = x @ weight.T + bias with fp32 accumulation: `reference` for prompts, `cpu` for decoding."""
+"""y = x @ weight.T + bias with fp32 accumulation.
+
+`reference` is plain torch, `prefill` serves prompts, `cpu` and `gpu` decode.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@
 A NaN logit lets its neuron through, so that bad input shows in the output. Source: Deja Vu
 (2310.17157), PowerInfer (2312.12456).
 
-`reference` is plain torch, `cpu` the native op; in a decode step it is part of `decoder`.
+`reference` is plain torch, `cpu` the native op, `gpu` the one in Triton; in a decode step on the
+CPU it is part of `decoder`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ Nothing is trained. Source: SparseInfer (2411.12692): it skips neurons with
 negative_i > alpha (H - negative_i), that is most = floor(alpha H / (1 + alpha)). Where x has NaN
 all neurons are candidates, so that it shows in the output.
 
-`reference` is plain torch, `cpu` the native op; in a decode step it is part of `decoder`.
+`reference` is plain torch, `cpu` the native op, `gpu` the one in Triton; in a decode step on the
+CPU it is part of `decoder`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ A NaN estimate counts as reaching it, so that bad input shows in the output.
   to 8 bits in groups of 64, here as in the native kernels.
 * Where weights are held in planes (`planes.PlaneMatrix`), the high plane is the sketch.
 
-`reference` is plain torch, `cpu` the native op; in a decode step it is part of `decoder`.
+`reference` is plain torch, `cpu` the native op, `gpu` the one in Triton; in a decode step on the
+CPU it is part of `decoder`.
 """
 
 from __future__ import annotations
