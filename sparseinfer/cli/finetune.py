@@ -42,17 +42,19 @@ def finetune(
     ] = "relu",
     text: Annotated[
         list[str] | None,
-        typer.Option(help="A text file, .jsonl, hf:<id>, or coqa, lambada, pydoc; repeat to join."),
+        typer.Option(help="A text file, .jsonl, hf:ID, or coqa, lambada, pydoc; repeat to join."),
     ] = None,
     self_generate: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Without a text: the model itself writes N tokens of it."),
+        typer.Option(
+            metavar="N", help="In place of a text or beside it: the dense model writes N tokens."
+        ),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Tokens to train on; default: the whole text once.")
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="prosparse (default), relu, stochastic, clipped or topk.")
+        str, typer.Option(help="prosparse, relu, stochastic, clipped or topk.")
     ] = "prosparse",
     schedule: Annotated[
         Path | None, typer.Option(help="prosparse: YAML file with the stages of lambda.")
