@@ -10,7 +10,6 @@ from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.config import ParentRecord
 from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.finetune.folder import beside
-from sparseinfer.finetune.packing import tokens_needed
 from sparseinfer.finetune.settings import (
     ObjectiveSettings,
     RunSettings,
@@ -200,7 +199,7 @@ def _check_texts(request: Request) -> None:
         )
     if own is not None and own < 1:
         raise ConfigError(f"--self-generate {own} is not a positive number of tokens")
-    least = tokens_needed(size=request.run.batch, context=request.run.context, held_out=0)
+    least = request.run.tokens_per_step
     if own is not None and not texts and own < least:
         raise ConfigError(
             f"--self-generate {own:,} is too little: one batch needs {least:,} tokens; generate "

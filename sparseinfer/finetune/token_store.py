@@ -236,6 +236,7 @@ def finished_store(folder: Path, origin: Origin) -> TokenStore | None:
             f"{folder} holds text of another run ({difference}); choose another work folder, or "
             "delete it"
         )
+    found.verify()
     logger.info("using the %s tokens of %s", f"{len(found):,}", folder)
     return found
 
@@ -281,8 +282,8 @@ def write_store(
                     break
         if count < max(least, 1):
             raise SourceError(
-                f"the text has {count:,} tokens, and one batch with what is held out needs "
-                f"{least:,}: give more text, or a smaller batch, context or held-out part"
+                f"the text has {count:,} tokens, and one batch needs {least:,}: give more text, or "
+                "a smaller --batch or --context"
             )
         record = StoreRecord(
             tokens=count, documents=written, dtype=name, sha256=digest.hexdigest(), origin=origin

@@ -211,6 +211,8 @@ def test_other_bytes_are_found_by_their_hash(tmp_path):
     (tmp_path / "s" / IDS).write_bytes(content)
     with pytest.raises(SourceError, match="SHA-256 is not that"):
         store.verify()
+    with pytest.raises(SourceError, match="SHA-256 is not that"):  # and before it is used again
+        build(tmp_path / "s")
 
 
 def test_joined_streams_read_as_one(tmp_path):
