@@ -72,7 +72,7 @@ def run(name: str, options: argparse.Namespace, end: float | None) -> int:
         "--report", str(RESULTS / name), "-o", str(options.work / name),
     ]  # fmt: skip
     if minutes is not None:
-        command += ["--minutes", f"{minutes:.2f}"]
+        command += ["--minutes", str(minutes)]
     print(" ".join(command[2:]), flush=True)
     return subprocess.run(command, check=False).returncode
 
