@@ -46,7 +46,9 @@ def finetune(
     ] = None,
     self_generate: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Without a text: the model itself writes N tokens of it."),
+        typer.Option(
+            metavar="N", help="Tokens that the model itself writes, beside a text or alone."
+        ),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Tokens to train on; default: the whole text once.")
