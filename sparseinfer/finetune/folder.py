@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseinfer.atomic import write_files
+from sparseinfer.differences import differences
 from sparseinfer.errors import ConfigError, OutputError
 
 _ENDING = ".training"
@@ -147,36 +148,5 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(out.name + ending)
 
 
-def differences(
-    before: dict[str, Any], after: dict[str, Any], free: tuple[str, ...] = ()
-) -> list[str]:
-    """`run.rate 0.0001, not 0.0003` for each value that differs, in the order of `before`.
-
-    Args:
-        before: as JSON gave it back.
-        after: of JSON types, or what JSON makes such (tuples).
-        free: names that may differ.
-    """
-    old, new = _flat(before), _flat(json.loads(json.dumps(after)))
-    names = [*old, *(name for name in new if name not in old)]
-    return [
-        f"{name} {_value(old, name)}, not {_value(new, name)}"
-        for name in names
-        if name not in free and _value(old, name) != _value(new, name)
-    ]
-
-
 def _text(settings: dict[str, Any]) -> str:
     return json.dumps(settings, indent=1) + "\n"
-
-
-def _value(flat: dict[str, Any], name: str) -> str:
-    return json.dumps(flat[name]) if name in flat else "absent"
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        flat |= {prefix + name: value} if inner is None else inner
-    return flat

@@ -66,8 +66,8 @@ def fit(
             )
             if not math.isfinite(seen):
                 raise CalibrationError(
-                    "the warm start diverges: the error of a layer's fit is not finite; take another "
-                    "text or seed, or begin without it (--no-warm-start)"
+                    "the warm start diverges: the error of a layer's fit is not finite; take "
+                    "another text or seed, or begin without it (--no-warm-start)"
                 )
             optimizer.step()
             done += 1
