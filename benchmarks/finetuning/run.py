@@ -85,7 +85,7 @@ def run(name: str, arguments: list[str], options: argparse.Namespace, end: float
     command = [sys.executable, "-m", "sparseinfer", "finetune", *arguments,
                "--report", str(report), "-o", str(out)]  # fmt: skip
     if minutes is not None:
-        command += ["--minutes", f"{minutes:.2f}"]
+        command += ["--minutes", str(minutes)]
     print(" ".join(command[2:]), flush=True)
     return subprocess.run(command, check=False).returncode
 

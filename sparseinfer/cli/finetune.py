@@ -49,7 +49,7 @@ def finetune(
     self_generate: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="In place of a text or beside it: the dense model writes N tokens."
+            metavar="N", help="Tokens that the model itself writes, beside a text or alone."
         ),
     ] = None,
     tokens: Annotated[

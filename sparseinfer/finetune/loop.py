@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sparseinfer.errors import ConfigError, NumericalError
+from sparseinfer.finetune.folder import METRICS, STATE
 from sparseinfer.finetune.memory import OF_A_STEP, OF_WEIGHTS, telling_memory
 from sparseinfer.finetune.metrics import MetricsFile, Step
 from sparseinfer.finetune.objective import loss_of
@@ -120,7 +121,7 @@ class Loop:
 
     @property
     def states(self) -> Path:
-        return self._folder / "state"
+        return self._folder / STATE
 
     def train(self, budget: Budget, progress: Callable[[Step, int], None]) -> bool:
         """Goes on from the newest state to the end, or until the budget is used up.
@@ -165,7 +166,7 @@ class Loop:
     @property
     def metrics(self) -> Path:
         """JSON lines, one per step."""
-        return self._folder / "metrics.jsonl"
+        return self._folder / METRICS
 
     @contextmanager
     def _metrics(self, begin: int) -> Iterator[MetricsFile | None]:

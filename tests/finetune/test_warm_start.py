@@ -113,7 +113,7 @@ def test_the_seed_decides(start, tmp_path):
     [
         ({"recipe": Recipe(epochs=3)}, "epochs 2, not 3"),
         ({"seed": 4}, "seed 0, not 4"),
-        ({"act": "relu2"}, "act relu, not relu2"),
+        ({"act": "relu2"}, 'act "relu", not "relu2"'),
         ({"windows": WINDOWS + 1}, "text "),
     ],
 )
