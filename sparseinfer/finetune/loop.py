@@ -225,9 +225,10 @@ class Loop:
         layers = len(self._student.ffns)
         gate = tuple(resting[:layers])
         sparsity = sum(gate) / layers
-        self._strength.observe(sparsity)
         parts = dict(zip(names[1:], losses[1:], strict=True))
-        self._warn_of_penalty(number + 1, strength * parts.get("l1", 0.0), losses[0])
+        l1 = parts.get("l1", 0.0)
+        self._strength.observe(sparsity, losses[0] - strength * l1, l1)
+        self._warn_of_penalty(number + 1, strength * l1, losses[0])
         return Step(
             step=number + 1,
             tokens=(number + 1) * run.tokens_per_step,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sparseinfer.finetune.controller import Controller
 from sparseinfer.finetune.folder import RunFolder
 from sparseinfer.finetune.request import Request, Subject, side_folder
 from sparseinfer.finetune.schedule import LambdaSchedule
@@ -68,6 +67,6 @@ def strength_of(objective: ObjectiveSettings | None, steps: int) -> Strength:
     if objective is None or objective.objective != "prosparse":
         return NONE
     if objective.target_sparsity is not None:
-        return Steered(Controller(objective.target_sparsity, steps))
+        return Steered(objective.target_sparsity, steps)
     assert objective.schedule is not None  # filled in when it was checked
     return Scheduled(LambdaSchedule.of(objective.schedule, steps))
