@@ -66,7 +66,8 @@ def commands(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     for act, tokens in WARM_START.items():
         if act in wanted:
             yield f"warm-{act}", [
-                MODEL, "--act", act, *texts, "--warm-start-only", "--warm-start-tokens", str(tokens),
+                MODEL, "--act", act, *texts,
+                "--warm-start-only", "--warm-start-tokens", str(tokens),
             ]  # fmt: skip
     for name in options.only:
         act, part, extra = RUNS[name]
