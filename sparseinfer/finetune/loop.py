@@ -196,7 +196,8 @@ class Loop:
         """
         began = time.monotonic()
         accelerator, run = self._accelerator, self._run
-        self._student.at(number / run.steps)
+        # The last step trains what the result computes, also where its part of the run is less.
+        self._student.at(1.0 if number == run.steps - 1 else number / run.steps)
         strength = self._strength.at(number + 1)
         rate = run.rate * self._rate(number)
         for group in self._optimiser.param_groups:
