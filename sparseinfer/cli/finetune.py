@@ -156,7 +156,7 @@ def finetune(
 
     Examples:
 
-        sparseinfer finetune smollm2-135m --text coqa --target-sparsity 0.85 --distill 0.5 -o relu
+        sparseinfer finetune smollm2-135m --text coqa --tokens 2000000 --target-sparsity 0.8 -o relu
 
         sparseinfer finetune ./my-llama --act relu2 --text hf:my/corpus --tokens 20000000 -o relu2
 

@@ -34,6 +34,7 @@ from sparseinfer.finetune.student import Student
 logger = logging.getLogger("sparseinfer")
 
 _DOMINANT = 0.5
+"""A penalty of more than this part of the loss is worth a word."""
 _SEEDS_PER_STEP = 1 << 20
 """Passes of a step, over all processes, that have seeds of their own."""
 _SEEDS = 1 << 63
