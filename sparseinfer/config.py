@@ -163,6 +163,8 @@ class FinetuningRecord(_Record):
     """Tokens in the text."""
     self_generated: float = Field(default=0.0, ge=0, le=1)
     """Fraction of them that the dense parent wrote itself."""
+    earlier_texts: tuple[str, ...] = ()
+    """Texts of fine-tunings before this one, whose result it began with."""
     tokens: int = Field(ge=0)
     """Trained on, repetitions included."""
     warm_start_tokens: int = Field(default=0, ge=0)
@@ -171,6 +173,11 @@ class FinetuningRecord(_Record):
     """Neuron sparsity of each layer in the last steps, in [0, 1]."""
     settings: dict[str, JsonValue]
     """All settings, by their names."""
+
+    @property
+    def all_texts(self) -> tuple[str, ...]:
+        """What the weights saw since the dense parent."""
+        return (*self.earlier_texts, *self.texts)
 
     @property
     def epochs(self) -> float:

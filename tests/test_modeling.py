@@ -119,7 +119,7 @@ def test_plain_transformers_computes_what_the_card_says(
         "relu": "the same function",
         "relu2": "the same function",
         "fatrelu": "plain ReLU, without the threshold",
-        "topk": "the dense parent: the mask is ignored",
+        "topk": "the model without the mask, all neurons",
     }.get(act, "the dense parent: thresholds are ignored")
     assert f"Plain transformers computes: {promised}" in card
 

@@ -49,9 +49,9 @@ def _takers(work: Path, model: Path) -> list[Figure]:
                             "--accept", "-o", predictor),
         "generate with a predictor": ("generate", model, "Once", "--max-tokens", "8",
                                       "--predictor", predictor),
-        "pack": ("pack", model, "-o", packed),
+        "pack": ("pack", model, "--weights", "int8", "-o", packed),
         "generate from the pack": ("generate", packed, "Once", "--max-tokens", "8"),
-        "bench": ("bench", model, "--pairs", "3", "--report", work / "bench"),
+        "bench": ("bench", model, "--pairs", "3"),
     }  # fmt: skip
     refused = {name: done.stderr for name, arguments in asked.items()
                if (done := command.run(*arguments)).returncode != 0}  # fmt: skip

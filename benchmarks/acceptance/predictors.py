@@ -154,6 +154,7 @@ def quality_figures(name: str, found: dict[str, float]) -> list[Figure]:
 def relu_quality(work: Path) -> list[Figure]:
     """A small ReLU model trained on real text, and a low-rank predictor of it."""
     made = train(work / "small", "relu", 600)
+    del made["out"]  # a path of this machine
     command.result("convert", work / "small", "--act", "relu", "-o", work / "relu", "--json")
     found = trained(work, work / "relu", "--store", "int8", recall=ASKED_RECALL)
     layers = [layer["quality"] for layer in found["layers"]]

@@ -81,6 +81,7 @@ def make_plan(
     has_tokenizer: bool,
     threads: int,
     sketch_bits: int | None = None,
+    has_relu: bool = False,
 ) -> Plan:
     """Makes the choices that the settings leave open.
 
@@ -89,13 +90,15 @@ def make_plan(
         has_thresholds: whether the model came with thresholds.
         has_tokenizer: whether quality can be measured on text.
         sketch_bits: of the sketch that the model's thresholds are on; None without.
+        has_relu: whether neurons rest by the model's own activation.
 
     Raises:
         ConfigError: what cannot be measured of a packed artifact, of a model without thresholds, or
             of one with a sketch of its own.
     """
     wants_own = "own" in (settings.sparsity or ())
-    if not has_thresholds and (wants_own or settings.predictor is not None):
+    has_own = has_thresholds or has_relu
+    if not has_own and (wants_own or settings.predictor is not None):
         option = "--sparsity own" if wants_own else "--predictor"
         raise ConfigError(f"{option}: this model came without thresholds")
     rules = settings.rules
@@ -106,7 +109,7 @@ def make_plan(
     leading = next((rule for rule in rules if rule in PLANTED_RULES), rules[0])
     sparsity = DEFAULT_SPARSITY[leading]
     # llama.cpp's Llama has neither ReLUs nor biases.
-    baselines = ("dense",) if settings.is_planted else DEFAULT_BASELINES
+    baselines = ("dense",) if settings.is_planted or has_relu else DEFAULT_BASELINES
     if packed_as is not None:
         _check_packed(settings, packed_as)
         weights, sparsity, baselines = (packed_as,), (0.0,), ("dense",)
@@ -116,7 +119,7 @@ def make_plan(
     elif settings.huge_pages:
         raise ConfigError("--huge-pages is for packed artifacts: a checkpoint has them in any case")
     by_default = rules == ("neurons",) or settings.predictor is not None
-    if has_thresholds and by_default:
+    if has_own and by_default and not settings.is_planted:
         sparsity = (0.0, *OWN) if baselines else OWN
     trained = settings.random_weights is None
     prefill, quality = settings.prefill, settings.quality_tokens

@@ -75,7 +75,7 @@ class _Finder:
                 found += self._predicted()
             elif target == 0:
                 # ReLUs rest whatever the threshold is: a dense mode needs another activation.
-                instead = "silu" if self._plan.is_planted else None
+                instead = None if self._subject.config.phi == "silu" else "silu"
                 found.append(State(target, thresholds=self._dense, activation=instead))
             else:
                 found += [

@@ -98,6 +98,7 @@ def bench(settings: BenchSettings, *, progress: Progress, note: Note) -> BenchRe
         packed_as=source.packed_as,
         has_thresholds=source.has_thresholds,
         sketch_bits=source.sketch_bits,
+        has_relu=source.has_relu,
         has_tokenizer=source.has_tokenizer,
         threads=usable_threads(settings.threads),
     )

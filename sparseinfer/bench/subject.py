@@ -148,6 +148,11 @@ class Source:
         )
 
     @property
+    def has_relu(self) -> bool:
+        """Whether neurons rest by the model's own activation."""
+        return self.opened.config.phi != "silu"
+
+    @property
     def sketch_bits(self) -> int | None:
         """Of the sketch that the model's own thresholds are on; None without."""
         record = self.opened.record

@@ -60,7 +60,7 @@ def bench(
         str | None,
         typer.Option(
             help="Of llama.cpp,transformers,transformers-compile,dense. Default: llama.cpp,dense; "
-            "of a packed artifact dense."
+            "of a packed artifact and of ReLU models dense."
         ),
     ] = None,
     threads: Annotated[

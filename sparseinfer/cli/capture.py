@@ -18,7 +18,7 @@ def capture(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write, or complete.")],
     text: Annotated[
         list[str] | None,
-        typer.Option(help="coqa (default), lambada, pydoc, a file, or hf:<id>; repeat to join."),
+        typer.Option(help="coqa (default), lambada, pydoc, a file, or hf:ID; repeat to join."),
     ] = None,
     tokens: Annotated[int, typer.Option(help="About how many tokens of it.")] = 300_000,
     context: Annotated[

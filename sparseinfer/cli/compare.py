@@ -53,7 +53,7 @@ def compare(
         str | None, typer.Option(help="Targets as fractions of model bytes not read.")
     ] = None,
     text: Annotated[
-        str, typer.Option(help="Test text: lambada, coqa, pydoc, a file, or hf:<id>.")
+        str, typer.Option(help="Test text: lambada, coqa, pydoc, a file, or hf:ID.")
     ] = "lambada",
     tokens: Annotated[int, typer.Option(help="Tokens to score; 0: the whole text.")] = 8192,
     context: Annotated[

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sparseinfer import strict_json
 from sparseinfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 MODEL_HELP = "Local folder (checkpoint or packed), .gguf file, hub id or alias."
 WEIGHTS_HELP = "auto (as stored), fp32, bf16, int8 or int4; a packed artifact has its own."
@@ -20,8 +23,11 @@ JSON_HELP = "Print one JSON object instead of a table."
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr (nothing where stderr is no terminal), as a callback."""
+def bars(*, transient: bool = True) -> Iterator[Progress]:
+    """Progress bars on stderr; nothing where stderr is no terminal.
+
+    A task's field `measured` is shown behind its bar.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -37,18 +43,31 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[measured]}"),
     )
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        tasks: dict[str, Any] = {}
+        *columns, console=console, transient=transient, disable=not console.is_terminal
+    ) as shown:
+        yield shown
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
 
-        yield report
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """`bars` as a callback."""
+    with bars() as shown:
+        yield reporter(shown)
+
+
+def reporter(shown: Progress) -> Callable[[str, int, int], None]:
+    """report(what, done, total): a bar for each `what`."""
+    tasks: dict[str, Any] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = shown.add_task(what, total=total, measured="")
+        shown.update(tasks[what], completed=done, total=total)
+
+    return report
 
 
 def fraction(text: str, option: str) -> float:

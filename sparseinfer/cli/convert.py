@@ -70,7 +70,7 @@ def convert(
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(help="Calibration text: coqa (default), lambada, pydoc, a file, or hf:<id>."),
+        typer.Option(help="Calibration text: coqa (default), lambada, pydoc, a file, or hf:ID."),
     ] = None,
     calib_tokens: Annotated[
         int | None, typer.Option(help="Tokens to calibrate on (default 8192).")

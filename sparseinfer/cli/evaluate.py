@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "smollm2-135m",
     text: Annotated[
-        str, typer.Option(help="Test text: lambada, coqa, pydoc, a file, or hf:<id>.")
+        str, typer.Option(help="Test text: lambada, coqa, pydoc, a file, or hf:ID.")
     ] = "lambada",
     tokens: Annotated[int, typer.Option(help="Tokens to score; 0: the whole text.")] = 8192,
     context: Annotated[

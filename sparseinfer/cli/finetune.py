@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,15 +12,18 @@ import typer
 
 from sparseinfer.cli.console import (
     JSON_HELP,
+    bars,
     fraction,
     percent,
     print_json,
     print_table,
-    progress,
+    reporter,
 )
 from sparseinfer.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from sparseinfer.finetune import Result
     from sparseinfer.finetune.metrics import Step
     from sparseinfer.report.finetuning import FinetuningReport
@@ -42,17 +44,19 @@ def finetune(
     ] = "relu",
     text: Annotated[
         list[str] | None,
-        typer.Option(help="A text file, .jsonl, hf:<id>, or coqa, lambada, pydoc; repeat to join."),
+        typer.Option(help="A text file, .jsonl, hf:ID, or coqa, lambada, pydoc; repeat to join."),
     ] = None,
     self_generate: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Without a text: the model itself writes N tokens of it."),
+        typer.Option(
+            metavar="N", help="Tokens that the model itself writes, beside a text or alone."
+        ),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Tokens to train on; default: the whole text once.")
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="prosparse (default), relu, stochastic, clipped or topk.")
+        str, typer.Option(help="prosparse, relu, stochastic, clipped or topk.")
     ] = "prosparse",
     schedule: Annotated[
         Path | None, typer.Option(help="prosparse: YAML file with the stages of lambda.")
@@ -152,7 +156,7 @@ def finetune(
 
     Examples:
 
-        sparseinfer finetune smollm2-135m --text coqa --target-sparsity 0.85 --distill 0.5 -o relu
+        sparseinfer finetune smollm2-135m --text coqa --tokens 2000000 --target-sparsity 0.8 -o relu
 
         sparseinfer finetune ./my-llama --act relu2 --text hf:my/corpus --tokens 20000000 -o relu2
 
@@ -231,7 +235,8 @@ def finetune(
         measured = finetuning_report(results, text=test_text, progress=show)
         write(measured, folder)
 
-    with progress() as show, _steps(as_json) as on_step:
+    with bars(transient=False) as shown:
+        show = reporter(shown)
         done = run(
             model,
             request,
@@ -241,7 +246,7 @@ def finetune(
             open_probe=ModelProbe,
             force=force,
             progress=show,
-            on_step=on_step,
+            on_step=_steps(shown, as_json),
             on_results=measure,
         )
     if not done.finished:
@@ -303,42 +308,23 @@ def _result(one: Result, report: FinetuningReport | None) -> dict[str, Any]:
     return facts
 
 
-@contextmanager
-def _steps(quiet: bool) -> Iterator[Callable[[str, Step, int], None]]:
-    """A bar on stderr with what the newest step measured; where stderr is no terminal, a line every
-    half minute."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[measured]}"),
-    )
+def _steps(shown: Progress, quiet: bool) -> Callable[[str, Step, int], None]:
+    """A bar for each run with what the newest step measured; where stderr is no terminal, a line
+    every half minute."""
     said = time.monotonic()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
+    tasks: dict[str, Any] = {}
 
-        def show(name: str, step: Step, steps: int) -> None:
-            nonlocal said
-            if console.is_terminal:
-                if name not in tasks:
-                    tasks[name] = bar.add_task(name, total=steps, measured="")
-                bar.update(tasks[name], completed=step.step, measured=_measured(step, True))
-            elif not quiet and (time.monotonic() - said > _SILENCE or step.step == steps):
-                said = time.monotonic()
-                typer.echo(f"{name} {step.step}/{steps} {_measured(step, False)}", err=True)
+    def show(name: str, step: Step, steps: int) -> None:
+        nonlocal said
+        if shown.console.is_terminal:
+            if name not in tasks:
+                tasks[name] = shown.add_task(name, total=steps, measured="")
+            shown.update(tasks[name], completed=step.step, measured=_measured(step, True))
+        elif not quiet and (time.monotonic() - said > _SILENCE or step.step == steps):
+            said = time.monotonic()
+            typer.echo(f"{name} {step.step}/{steps} {_measured(step, False)}", err=True)
 
-        yield show
+    return show
 
 
 def _measured(step: Step, bars: bool) -> str:

@@ -42,7 +42,7 @@ def train_predictor(
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="coqa (default), lambada, pydoc, a file, or hf:<id>; repeat to join."),
+        typer.Option(help="coqa (default), lambada, pydoc, a file, or hf:ID; repeat to join."),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="About how many tokens of it (default 300000; sign: 16384).")

@@ -77,7 +77,7 @@ def finetuning_report(
     assert first.record is not None  # written by fine-tuning
     assert first.record.finetuning is not None
     tuned = first.record.finetuning
-    if text in tuned.texts:
+    if text in tuned.all_texts:
         raise ConfigError(f"{text} was trained on; measure on another text (--test-text)")
     windows, recipe = make_windows(
         load_text(text),

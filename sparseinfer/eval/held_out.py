@@ -16,7 +16,7 @@ def seen_as(record: SparsityRecord | None, name: str, text_sha256: str) -> str:
         return "calibrated on"
     if record and record.budget and record.budget.text_sha256 == text_sha256:
         return "searched on"
-    if record and record.finetuning and name in record.finetuning.texts:
+    if record and record.finetuning and name in record.finetuning.all_texts:
         return "fine-tuned on"
     return ""
 

@@ -3,9 +3,9 @@
 Reading order: `settings` (what can be asked), `request` (of which model); `activations`, `ffn`,
 `objective` (what is computed and minimised); `schedule`, `controller`, `strength` (lambda), `rate`;
 `token_store`, `packing`, `self_generated`, `text` (what is read); `warm_start/`, `warming` (before
-training); `student`, `loop`, `state`, `metrics` (training); `folder`, `result`, `pipeline` (from
-asking to checkpoints). `docs/finetuning.md` has the ideas. Does not use the engine, which searches
-are given as a function.
+training); `student`, `loop`, `state`, `metrics` (training); `folder`, `runs`, `training`, `result`,
+`writing`, `pipeline` (from asking to checkpoints). `docs/finetuning.md` has the ideas. Does not use
+the engine, which searches are given as a function.
 """
 
 from sparseinfer.finetune.loop import Budget

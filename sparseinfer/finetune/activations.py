@@ -21,7 +21,8 @@ Activation = Callable[[Tensor], Tensor]
 
 def relu2(x: Tensor) -> Tensor:
     """max(0, x)^2 (ReLU^2 Wins, 2402.03804, section 3)."""
-    return relu(x).square()
+    a = relu(x)
+    return a * a  # as a power autocast would compute it, and keep h, in fp32 on a GPU
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ _PROPORTIONAL = 3.0
 """Change of log lambda for a change of the error: the reciprocal of the exponent above."""
 _RESET = 1 / 30
 """Time in which the integral adds as much as the proportional part has, of the run."""
+_SHORTEST_RESET = 5
+"""Steps: the optimiser's momentum answers no sooner, however short the run."""
 _SMOOTHING = 1 / 100
 """Horizon of the moving average of what is measured, of the run."""
 _LEAST = 1e-4
@@ -106,7 +108,9 @@ class Controller:
         horizon = max(1.0, _SMOOTHING * self.steps)
         density = state.density + (measured - state.density) / horizon
         error = math.log(density / self._wanted(state.step + 1, state.start))
-        change = _PROPORTIONAL * (error - state.error + error / max(1.0, _RESET * self.steps))
+        change = _PROPORTIONAL * (
+            error - state.error + error / max(_SHORTEST_RESET, _RESET * self.steps)
+        )
         low, high = math.log(self.lowest), math.log(self.highest)
         log_factor = min(max(state.log_factor + change, low), high)
         return ControllerState(state.step + 1, log_factor, density, state.start, error)

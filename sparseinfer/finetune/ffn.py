@@ -119,9 +119,14 @@ class TrainedFfn(nn.Module):
         if distance is not None:
             record.distance.append(distance)
         with torch.no_grad():
-            gate_rest = ((a <= 0) if self._rests else (a == 0)).float().mean()
+            gate_rest = _part((a <= 0) if self._rests else (a == 0))
             record.gate_rest.append(gate_rest)
-            record.down_rest.append((h == 0).float().mean() if self._up_relu else gate_rest)
+            record.down_rest.append(_part(h == 0) if self._up_relu else gate_rest)
+
+
+def _part(where: Tensor) -> Tensor:
+    """fp32: fraction that is true."""
+    return where.mean(dtype=torch.float32)
 
 
 def l1_norm(h: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ OUT.training/settings.json       what was asked for
              text/, self-generated/    token ids to train on
              warm-start/         finished layers of the warm start
              tuned/, dense/, plain-relu/    each run's state and metrics
-             tuned.written ...         its checkpoint was written
+             tuned.written ...         what its checkpoint was made with, once it is written
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from sparseinfer.atomic import write_files
+from sparseinfer.differences import differences
 from sparseinfer.errors import ConfigError, OutputError
 
 _ENDING = ".training"
 _SETTINGS = "settings.json"
-_FREE = ("run.micro_batch", "run.gradient_checkpointing", "shift_budget")
-"""Settings that an unfinished run may be given anew: they change memory and rounding, or what is
-made of the trained weights."""
+STATE, METRICS = "state", "metrics.jsonl"
+"""Within the folder of a run."""
+_OF_MEMORY = ("run.micro_batch", "run.gradient_checkpointing")
+"""Settings that change memory and rounding alone."""
+_FREE = (*_OF_MEMORY, "shift_budget")
+"""Those that an unfinished run may be given anew: also what is made of the trained weights."""
 
 
 class RunFolder:
@@ -52,8 +56,14 @@ class RunFolder:
         return self.path / "warm-start"
 
     def of(self, run: str) -> Path:
-        """Where a run keeps its state."""
+        """Where a run keeps its state and metrics."""
         return self.path / run
+
+    def state_of(self, run: str) -> Path:
+        return self.of(run) / STATE
+
+    def metrics_of(self, run: str) -> Path:
+        return self.of(run) / METRICS
 
     def claim(self, settings: dict[str, Any]) -> bool:
         """Makes the folder, or finds it as an earlier call with the same settings left it.
@@ -73,37 +83,44 @@ class RunFolder:
         """
         found = self.found()
         if found is not None:
-            different = differences(found, json.loads(json.dumps(settings)), free=_FREE)
+            different = differences(found, settings, free=_FREE)
             if not different:
                 return True
-            if any(self.path.glob("*/state/state.json")):
+            if any(self.path.glob(f"*/{STATE}/state.json")):
                 raise ConfigError(
                     f"{self.path} was begun with other settings ({'; '.join(different)}): ask for "
                     "the same to go on, choose another output (-o), or delete it to start anew"
                 )
             shutil.rmtree(self.text, ignore_errors=True)
-        text = json.dumps(settings, indent=1) + "\n"
-        write_files(self.path, {_SETTINGS: text}, what="the run's settings")
+        write_files(self.path, {_SETTINGS: _text(settings)}, what="the run's settings")
         return False
 
     def found(self) -> dict[str, Any] | None:
         """The settings it was begun with; None where there is no such folder."""
-        path = self.path / _SETTINGS
-        try:
-            return json.loads(path.read_text("utf-8")) if path.exists() else None
-        except (OSError, ValueError) as error:
-            raise OutputError(f"{path} cannot be read; delete {self.path} to start anew") from error
+        return self._read(_SETTINGS)
 
-    def has_written(self, run: str) -> bool:
-        """Whether the run's checkpoint was written, from here."""
-        return (self.path / f"{run}.written").exists()
+    def has_written(self, run: str, settings: dict[str, Any]) -> bool:
+        """Whether the run's checkpoint was written from here, with these settings.
 
-    def note_written(self, run: str) -> None:
+        Raises:
+            OutputError: the note of it cannot be read.
+        """
+        found = self._read(f"{run}.written")
+        return found is not None and not differences(found, settings, free=_OF_MEMORY)
+
+    def note_written(self, run: str, settings: dict[str, Any]) -> None:
         """
         Raises:
             OutputError: the disk is full or not writable.
         """
-        write_files(self.path, {f"{run}.written": ""}, what="the run's notes")
+        write_files(self.path, {f"{run}.written": _text(settings)}, what="the run's notes")
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text("utf-8")) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{path} cannot be read; delete {self.path} to start anew") from error
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -131,30 +148,5 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(out.name + ending)
 
 
-def differences(
-    before: dict[str, Any], after: dict[str, Any], free: tuple[str, ...] = ()
-) -> list[str]:
-    """`run.rate 0.0001, not 0.0003` for each value that differs, in the order of `before`.
-
-    Args:
-        free: names that may differ.
-    """
-    old, new = _flat(before), _flat(after)
-    names = [*old, *(name for name in new if name not in old)]
-    return [
-        f"{name} {_value(old, name)}, not {_value(new, name)}"
-        for name in names
-        if name not in free and _value(old, name) != _value(new, name)
-    ]
-
-
-def _value(flat: dict[str, Any], name: str) -> str:
-    return json.dumps(flat[name]) if name in flat else "absent"
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        flat |= {prefix + name: value} if inner is None else inner
-    return flat
+def _text(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, indent=1) + "\n"

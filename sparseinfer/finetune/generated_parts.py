@@ -18,8 +18,8 @@ from torch import Tensor
 
 from sparseinfer import atomic
 from sparseinfer.checkpoint import shards
+from sparseinfer.differences import differences
 from sparseinfer.errors import CheckpointError, ConfigError, OutputError, SourceError
-from sparseinfer.finetune.token_store import first_difference
 
 logger = logging.getLogger("sparseinfer")
 
@@ -44,6 +44,8 @@ class Parts:
         file = path / _SETTINGS
         try:
             found = json.loads(file.read_text("utf-8")) if file.exists() else None
+            if found is not None and not isinstance(found, dict):
+                raise ValueError("no JSON object")
         except (OSError, ValueError) as error:
             raise OutputError(f"{file} cannot be read ({error}); delete {path}") from error
         if found is None:
@@ -52,8 +54,8 @@ class Parts:
         elif found != settings:
             raise ConfigError(
                 f"{path} holds generated text of a run with other settings "
-                f"({first_difference(found, settings)}); delete it to start anew, or choose "
-                "another work folder"
+                f"({differences(found, settings)[0]}); delete it to start anew, or choose another "
+                "output (-o)"
             )
 
     def has(self, number: int) -> bool:

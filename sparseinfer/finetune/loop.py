@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sparseinfer.errors import ConfigError, NumericalError
+from sparseinfer.finetune.folder import METRICS, STATE
 from sparseinfer.finetune.memory import OF_A_STEP, OF_WEIGHTS, telling_memory
 from sparseinfer.finetune.metrics import MetricsFile, Step
 from sparseinfer.finetune.objective import loss_of
@@ -33,6 +34,7 @@ from sparseinfer.finetune.student import Student
 logger = logging.getLogger("sparseinfer")
 
 _DOMINANT = 0.5
+"""A penalty of more than this part of the loss is worth a word."""
 _SEEDS_PER_STEP = 1 << 20
 """Passes of a step, over all processes, that have seeds of their own."""
 _SEEDS = 1 << 63
@@ -120,7 +122,7 @@ class Loop:
 
     @property
     def states(self) -> Path:
-        return self._folder / "state"
+        return self._folder / STATE
 
     def train(self, budget: Budget, progress: Callable[[Step, int], None]) -> bool:
         """Goes on from the newest state to the end, or until the budget is used up.
@@ -165,7 +167,7 @@ class Loop:
     @property
     def metrics(self) -> Path:
         """JSON lines, one per step."""
-        return self._folder / "metrics.jsonl"
+        return self._folder / METRICS
 
     @contextmanager
     def _metrics(self, begin: int) -> Iterator[MetricsFile | None]:
@@ -195,7 +197,8 @@ class Loop:
         """
         began = time.monotonic()
         accelerator, run = self._accelerator, self._run
-        self._student.at(number / run.steps)
+        # The last step trains what the result computes, also where its part of the run is less.
+        self._student.at(1.0 if number == run.steps - 1 else number / run.steps)
         strength = self._strength.at(number + 1)
         rate = run.rate * self._rate(number)
         for group in self._optimiser.param_groups:
@@ -224,9 +227,10 @@ class Loop:
         layers = len(self._student.ffns)
         gate = tuple(resting[:layers])
         sparsity = sum(gate) / layers
-        self._strength.observe(sparsity)
         parts = dict(zip(names[1:], losses[1:], strict=True))
-        self._warn_of_penalty(number + 1, strength * parts.get("l1", 0.0), losses[0])
+        l1 = parts.get("l1", 0.0)
+        self._strength.observe(sparsity, losses[0] - strength * l1, l1)
+        self._warn_of_penalty(number + 1, strength * l1, losses[0])
         return Step(
             step=number + 1,
             tokens=(number + 1) * run.tokens_per_step,

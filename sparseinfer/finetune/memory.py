@@ -18,6 +18,12 @@ OF_WEIGHTS = (
     "a smaller model, or shard it over several GPUs (accelerate's FSDP)"
 )
 
+OF_WRITING = (
+    "the model writes 512 rows of text at a time on a GPU, 64 on a CPU; take a smaller model, a "
+    "machine with more memory (of a GPU's, --cpu does without), or a --text in place of "
+    "--self-generate"
+)
+
 
 @contextmanager
 def telling_memory(when: str, advice: str) -> Iterator[None]:

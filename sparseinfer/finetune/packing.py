@@ -20,61 +20,43 @@ _OFFSET, _ORDER = 0, 1
 """What a random number is drawn for."""
 
 
-def tokens_needed(*, size: int, context: int, held_out: int) -> int:
-    """Tokens that a text must have for one batch of `size` windows, beside what is held out."""
-    return size * context + held_out
-
-
 class PackedBatches:
     """Windows of `context` tokens, cut from the stream without regard to where documents end.
 
-    The last `held_out` tokens are never trained on. Of the N others an epoch takes N // context
-    windows, which do not overlap, each once. They begin at an offset that is another in each
-    epoch, so that windows are cut elsewhere; the stream is a ring for this, and one window of an
-    epoch may run from its end to its beginning. Offset and order of an epoch depend on the seed and
-    the number of the epoch alone.
+    Of N tokens an epoch takes N // context windows, which do not overlap, each once. They begin at
+    an offset that is another in each epoch, so that windows are cut elsewhere; the stream is a ring
+    for this, and one window of an epoch may run from its end to its beginning. Offset and order of
+    an epoch depend on the seed and the number of the epoch alone.
     """
 
-    def __init__(self, tokens: TokenSource, *, context: int, seed: int, held_out: int = 0) -> None:
+    def __init__(self, tokens: TokenSource, *, context: int, seed: int) -> None:
         """
         Args:
             context: tokens of a window, 2 or more.
             seed: 0 or more.
-            held_out: tokens; 0, or `context` and more.
 
         Raises:
             ConfigError: one of these outside its domain.
-            SourceError: a stream of less than one window and what is held out.
+            SourceError: a stream of less than one window.
         """
         if context < 2:
             raise ConfigError(f"context {context} is too short: a window has 2 tokens or more")
         if seed < 0:
             raise ConfigError(f"seed {seed} is negative")
-        if held_out < 0 or 0 < held_out < context:
-            raise ConfigError(
-                f"held-out text of {held_out} tokens is neither 0 nor a window of {context} tokens"
-            )
-        if len(tokens) < context + held_out:
+        if len(tokens) < context:
             raise SourceError(
-                f"the text has {len(tokens):,} tokens, and one window of {context:,} with "
-                f"{held_out:,} held out needs {context + held_out:,}: give more text, or a smaller "
-                "context or held-out part"
+                f"the text has {len(tokens):,} tokens, and one window needs {context:,}: give more "
+                "text, or a smaller context"
             )
         self._tokens = tokens
         self._context = context
         self._seed = seed
-        self._held_out = held_out
-        self._trained = len(tokens) - held_out
         # Batches go on from one epoch into the next.
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     @property
     def windows_per_epoch(self) -> int:
-        return self._trained // self._context
-
-    def epochs_of(self, tokens: int) -> float:
-        """How many times `tokens` tokens of training read the text."""
-        return tokens / (self.windows_per_epoch * self._context)
+        return len(self._tokens) // self._context
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Tensor:
         """The batch of a step: int64 [size / world, context].
@@ -94,18 +76,12 @@ class PackedBatches:
         first = step * size + rank * rows
         return torch.stack([self._window(first + row) for row in range(rows)])
 
-    def held_out_windows(self) -> Tensor:
-        """Windows of the text that is never trained on: int64 [held_out // context, context]."""
-        count = self._held_out // self._context
-        ids = self._tokens.read(self._trained, count * self._context)
-        return ids.view(count, self._context)
-
     def _window(self, number: int) -> Tensor:
         """The window that is trained on as number `number` of the run."""
         epoch, place = divmod(number, self.windows_per_epoch)
         offset, order = self._order(epoch)
-        begin = (offset + int(order[place]) * self._context) % self._trained
-        count = min(self._context, self._trained - begin)
+        begin = (offset + int(order[place]) * self._context) % len(self._tokens)
+        count = min(self._context, len(self._tokens) - begin)
         window = self._tokens.read(begin, count)
         if count == self._context:
             return window

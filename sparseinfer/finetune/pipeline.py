@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from torch import Tensor
 
 from sparseinfer.atomic import check_replaceable
 from sparseinfer.checkpoint import is_converted
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.checkpoint.writer import validate_weights
-from sparseinfer.config import FinetuningRecord
-from sparseinfer.convert import convert
 from sparseinfer.convert.search import OpenProbe
 from sparseinfer.errors import ConfigError
-from sparseinfer.finetune.controller import Controller
 from sparseinfer.finetune.folder import RunFolder
-from sparseinfer.finetune.loop import Budget, Loop, any_process
-from sparseinfer.finetune.memory import OF_WEIGHTS, telling_memory
-from sparseinfer.finetune.metrics import Step, read_metrics
-from sparseinfer.finetune.request import (
-    Request,
-    Subject,
-    check_request,
-    open_subject,
-    settle,
-    side_folder,
-)
-from sparseinfer.finetune.result import layer_sparsity, write_dense, write_sparse
-from sparseinfer.finetune.schedule import LambdaSchedule
-from sparseinfer.finetune.settings import ObjectiveSettings, RunSettings, check_shared
-from sparseinfer.finetune.state import read_weights
-from sparseinfer.finetune.strength import NONE, Scheduled, Steered, Strength
-from sparseinfer.finetune.student import load_parent, load_student
-from sparseinfer.finetune.text import Text, training_text
+from sparseinfer.finetune.loop import Budget, any_process
+from sparseinfer.finetune.metrics import Step
+from sparseinfer.finetune.request import Request, Subject, check_request, open_subject, settle
+from sparseinfer.finetune.runs import Job, RunName, names_of, strength_of, target_of
+from sparseinfer.finetune.settings import RunSettings, check_shared
+from sparseinfer.finetune.text import training_text
+from sparseinfer.finetune.training import OnStep, train
 from sparseinfer.finetune.warm_start import WarmLayer
-from sparseinfer.finetune.warming import by_name, neuron_sparsity, warm_layers
+from sparseinfer.finetune.warming import warm_layers
+from sparseinfer.finetune.writing import steps_of, write_run
 
 logger = logging.getLogger("sparseinfer")
 
 _PATIENCE = timedelta(days=1)
 """Processes wait so long for the first one, which alone reads the text and makes the warm start."""
 
-RunName = Literal["tuned", "dense", "plain-relu"]
-OnStep = Callable[[RunName, Step, int], None]
-"""Called with the name of a run, what its newest step measured, and its number of steps."""
 OnResults = Callable[[tuple["Result", ...]], None]
 
 
@@ -117,12 +99,13 @@ def finetune(
     subject = open_subject(model, request.objective)
     request = settle(request, subject)
     if request.run.tokens:
-        _strength(request.objective, request.run.steps)  # refuses stages beyond the run
-    for name in _names(request):
+        strength_of(request.objective, request.run.steps)  # refuses stages beyond the run
+    settings = _settings(request, subject)
+    for name in names_of(request):
         check_replaceable(
-            _target(out, name),
+            target_of(name, out),
             subject.start.path,
-            force=force or folder.has_written(name),
+            force=force or folder.has_written(name, settings),
             kind="a fine-tuned checkpoint",
             is_kind=is_converted if name != "dense" else _is_model,
         )
@@ -131,39 +114,56 @@ def finetune(
     main = accelerator.is_main_process
     with folder.tidied():
         if main:
-            if folder.claim(_settings(request, subject)):
+            if folder.claim(settings):
                 logger.info("going on with what is in %s", folder.path)
             validate_weights(subject.start, progress)
-        text = training_text(request, subject, folder, accelerator, progress)
-        if not request.run.tokens:
-            run = request.run.model_copy(update={"tokens": text.once(request.run)})
-            request = replace(request, run=run)
-            _strength(request.objective, run.steps)
-        warm: list[WarmLayer] | None = []
-        if request.warm_start:
-            if main:
-                over = lambda: budget.over  # noqa: E731
-                warm = warm_layers(subject, request, text, folder, progress, over)
-            if any_process(accelerator, warm is None):
-                return Finetuning((), folder.path, finished=False)
-            if not main:
-                warm = warm_layers(subject, request, text, folder)
-            assert warm is not None  # it was not told to stop
-        start = by_name(warm)
-        finished = request.warm_start_only or all(
-            _train(name, subject, request, folder, text, start, accelerator, budget, on_step)
-            for name in _names(request)
+        job = _job(subject, request, folder, accelerator, budget, progress)
+        finished = job is not None and (
+            request.warm_start_only
+            or all(train(name, job, accelerator, budget, on_step) for name in names_of(request))
         )
         results = ()
-        if main and finished:
+        if job is not None and finished and main:
+            for name in names_of(request):
+                if not folder.has_written(name, settings):
+                    write_run(name, job, target_of(name, out), open_probe=open_probe, force=force,
+                              progress=progress)  # fmt: skip
+                    folder.note_written(name, settings)
             results = tuple(
-                _write(name, subject, request, folder, text, warm, out, open_probe, force, progress)
-                for name in _names(request)
+                Result(name, target_of(name, out), steps_of(name, job))
+                for name in names_of(request)
             )
             on_results(results)
             folder.remove()
     accelerator.wait_for_everyone()
     return Finetuning(results, folder.path, finished)
+
+
+def _job(
+    subject: Subject,
+    request: Request,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    budget: Budget,
+    progress: Progress,
+) -> Job | None:
+    """Makes what comes before training, or finds it in the folder; None where the budget was over
+    before it was all there."""
+    text = training_text(request, subject, folder, accelerator, progress)
+    if not request.run.tokens:
+        run = request.run.model_copy(update={"tokens": text.once(request.run)})
+        request = replace(request, run=run)
+        strength_of(request.objective, run.steps)
+    warm: list[WarmLayer] | None = []
+    if request.warm_start:
+        if accelerator.is_main_process:
+            warm = warm_layers(subject, request, text, folder, progress, lambda: budget.over)
+        if any_process(accelerator, warm is None):
+            return None
+        if not accelerator.is_main_process:
+            warm = warm_layers(subject, request, text, folder)
+        assert warm is not None  # it was not told to stop
+    return Job(subject, request, folder, text, tuple(warm))
 
 
 def _accelerator(run: RunSettings, cpu: bool) -> Accelerator:
@@ -180,14 +180,6 @@ def _accelerator(run: RunSettings, cpu: bool) -> Accelerator:
         ) from error
 
 
-def _names(request: Request) -> tuple[RunName, ...]:
-    return ("tuned", "dense", "plain-relu") if request.controls else ("tuned",)
-
-
-def _target(out: Path, name: RunName) -> Path:
-    return out if name == "tuned" else side_folder(out, name)
-
-
 def _is_model(path: Path) -> bool:
     return (path / "config.json").is_file()
 
@@ -202,183 +194,6 @@ def _settings(request: Request, subject: Subject) -> dict[str, Any]:
         "text": list(request.texts),
         "self_generate": request.self_generate,
         "warm_start": request.warm_start,
+        "warm_start_only": request.warm_start_only,
         "shift_budget": request.shift_budget,
     }
-
-
-def _objective(name: RunName, request: Request) -> ObjectiveSettings | None:
-    """What a run minimises: controls have the language modelling loss alone."""
-    if name == "tuned":
-        return request.objective
-    return None if name == "dense" else ObjectiveSettings(act="relu", objective="relu")
-
-
-def _warmed(name: RunName, request: Request) -> bool:
-    """Whether a run begins at the warm start: plain ReLU does where that was made for ReLU."""
-    return name == "tuned" or (
-        name == "plain-relu" and request.objective.act in ("relu", "fatrelu")
-    )
-
-
-def _strength(objective: ObjectiveSettings | None, steps: int) -> Strength:
-    if objective is None or objective.objective != "prosparse":
-        return NONE
-    if objective.target_sparsity is not None:
-        return Steered(Controller(objective.target_sparsity, steps))
-    assert objective.schedule is not None  # filled in when it was checked
-    return Scheduled(LambdaSchedule.of(objective.schedule, steps))
-
-
-def _train(
-    name: RunName,
-    subject: Subject,
-    request: Request,
-    folder: RunFolder,
-    text: Text,
-    start: Mapping[str, Tensor],
-    accelerator: Accelerator,
-    budget: Budget,
-    on_step: OnStep,
-) -> bool:
-    """Trains one run as far as the budget allows; whether it is at its end."""
-    objective, run = _objective(name, request), request.run
-    distils = objective is not None and (objective.distill > 0 or objective.distill_ffn > 0)
-    parent = None
-    if distils:
-        # Passes of the teacher keep nothing, so half precision costs no gradient.
-        dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-        with telling_memory("while loading the parent", OF_WEIGHTS):
-            parent = load_parent(subject.dense, dtype).to(accelerator.device)
-    place = folder.of(name)
-    if accelerator.is_main_process:
-        place.mkdir(exist_ok=True)
-    accelerator.wait_for_everyone()
-    with telling_memory("while loading the model", OF_WEIGHTS):
-        student = load_student(
-            subject.dense if name == "dense" else subject.start,
-            objective,
-            start=start if _warmed(name, request) else None,
-            parent=parent if objective is not None and objective.distill_ffn > 0 else None,
-            with_l1=objective is not None and objective.objective == "prosparse",
-        )
-        loop = Loop(
-            accelerator,
-            student,
-            parent,
-            text.batches(run),
-            objective,
-            run,
-            _strength(objective, run.steps),
-            place,
-        )
-    try:
-        return loop.train(budget, lambda step, steps: on_step(name, step, steps))
-    finally:
-        # It would keep the model and the optimiser for the next run.
-        accelerator.free_memory()
-
-
-def _write(
-    name: RunName,
-    subject: Subject,
-    request: Request,
-    folder: RunFolder,
-    text: Text,
-    warm: list[WarmLayer],
-    out: Path,
-    open_probe: OpenProbe | None,
-    force: bool,
-    progress: Progress,
-) -> Result:
-    """The checkpoint of a finished run, unless an earlier call wrote it."""
-    target = _target(out, name)
-    place = folder.of(name)
-    metrics = place / "metrics.jsonl"
-    steps = () if request.warm_start_only else tuple(read_metrics(metrics))
-    if not folder.has_written(name):
-        _write_checkpoint(
-            name, subject, request, place, text, warm, steps, target, open_probe, force, progress
-        )
-        folder.note_written(name)
-    return Result(name, target, steps)
-
-
-def _write_checkpoint(
-    name: RunName,
-    subject: Subject,
-    request: Request,
-    place: Path,
-    text: Text,
-    warm: list[WarmLayer],
-    steps: tuple[Step, ...],
-    target: Path,
-    open_probe: OpenProbe | None,
-    force: bool,
-    progress: Progress,
-) -> None:
-    fitted = _warm_tokens(name, request, text)
-    if request.warm_start_only:
-        weights = dict(subject.start.read()) | by_name(warm)
-        record = _record(request, request.objective, text, 0, fitted, neuron_sparsity(warm))
-        write_sparse(subject, request.objective, weights, target, record, metrics=None,
-                     force=force, progress=progress)  # fmt: skip
-        return
-    metrics = place / "metrics.jsonl"
-    found = read_weights(place / "state")
-    objective = _objective(name, request)
-    # Of a tied head one of the two names is stored; checkpoints hold the embedding.
-    weights = {tensor: found[tensor] for tensor in subject.start.tensors}
-    if objective is None:
-        facts = {"tokens": steps[-1].tokens, "text": " + ".join(text.names)}
-        write_dense(subject, weights, target, facts, metrics=metrics, force=force,
-                    progress=progress)  # fmt: skip
-        return
-    record = _record(request, objective, text, steps[-1].tokens, fitted, layer_sparsity(steps))
-    if objective.act != "fatrelu":
-        write_sparse(subject, objective, weights, target, record, metrics=metrics, force=force,
-                     progress=progress)  # fmt: skip
-        return
-    unshifted = place / "unshifted"
-    write_sparse(subject, objective, weights, unshifted, record, metrics=metrics, force=True,
-                 progress=progress)  # fmt: skip
-    convert(
-        str(unshifted),
-        "fatrelu",
-        out=target,
-        text=request.texts[0] if request.texts else None,
-        ppl_budget=request.shift_budget,
-        test_text=request.test_text,
-        open_probe=open_probe,
-        force=force,
-        progress=progress,
-    )
-
-
-def _warm_tokens(name: RunName, request: Request, text: Text) -> int:
-    """Tokens that the run's warm start saw."""
-    if not (request.warm_start and _warmed(name, request)):
-        return 0
-    return text.windows(request.warm_start, request.run.context, request.run.seed).numel()
-
-
-def _record(
-    request: Request,
-    objective: ObjectiveSettings,
-    text: Text,
-    tokens: int,
-    warm_start_tokens: int,
-    resting: tuple[float, ...],
-) -> FinetuningRecord:
-    settings = request.run.model_dump(mode="json")
-    settings |= objective.model_dump(mode="json", exclude_none=True)
-    return FinetuningRecord(
-        objective=objective.objective if tokens else "warm-start",
-        texts=text.names,
-        text_sha256=text.sha256,
-        text_tokens=text.tokens,
-        self_generated=text.self_generated,
-        tokens=tokens,
-        warm_start_tokens=warm_start_tokens,
-        layer_sparsity=resting,
-        settings=settings,
-    )

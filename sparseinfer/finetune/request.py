@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.config import ParentRecord
 from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.finetune.folder import beside
-from sparseinfer.finetune.packing import tokens_needed
 from sparseinfer.finetune.settings import (
     ObjectiveSettings,
     RunSettings,
@@ -73,15 +73,20 @@ class Subject:
 
     @property
     def was_silu(self) -> bool:
-        """Whether its weights were trained with another activation than a ReLU."""
-        return self.start.config.phi == "silu" or (
-            self.start.record is not None and not self.was_tuned
-        )
+        """Whether its weights were trained with SiLU, whatever they were converted to since."""
+        return self.dense.config.phi == "silu" and not self.was_tuned
 
     @property
     def was_tuned(self) -> bool:
         """Whether it is a result of fine-tuning."""
         return self.start.record is not None and self.start.record.finetuning is not None
+
+    @property
+    def texts_before(self) -> tuple[str, ...]:
+        """Names of the texts that it was fine-tuned on before."""
+        if self.start.record is None or self.start.record.finetuning is None:
+            return ()
+        return self.start.record.finetuning.all_texts
 
 
 def open_subject(model: str, objective: ObjectiveSettings) -> Subject:
@@ -161,6 +166,11 @@ def settle(request: Request, subject: Subject) -> Request:
     config = subject.start.config
     objective = check_objective(request.objective, config.intermediate_size)
     check_run(request.run, config.context_length)
+    if request.test_text in subject.texts_before:
+        raise ConfigError(
+            f"{subject.start.path} was fine-tuned on {request.test_text} before: what is measured "
+            "on it would not be held out; give another --test-text"
+        )
     tokens = request.warm_start
     if tokens is None:
         tokens = WARM_START_TOKENS if subject.was_silu else 0
@@ -200,17 +210,24 @@ def _check_texts(request: Request) -> None:
         )
     if own is not None and own < 1:
         raise ConfigError(f"--self-generate {own} is not a positive number of tokens")
-    least = tokens_needed(size=request.run.batch, context=request.run.context, held_out=0)
+    least = request.run.tokens_per_step
     if own is not None and not texts and own < least:
         raise ConfigError(
             f"--self-generate {own:,} is too little: one batch needs {least:,} tokens; generate "
             "more, or take a smaller --batch or --context"
         )
-    if request.test_text in texts:
+    if any(_same(request.test_text, text) for text in texts):
         raise ConfigError(
             f"{request.test_text} is trained on: what is measured on it would not be held out; "
             "give another --test-text"
         )
+
+
+def _same(one: str | None, other: str) -> bool:
+    """Whether two references are one text, or paths of one file."""
+    if one is None or one == other:
+        return one == other
+    return os.path.isfile(one) and os.path.isfile(other) and os.path.samefile(one, other)  # noqa: PTH113, PTH121 - False for names that no file can have
 
 
 def _check_shift(request: Request, probes: bool) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from sparseinfer.config import TORCH_NAMES, DTypeName
 from sparseinfer.errors import ConfigError, NumericalError
 from sparseinfer.finetune.beginnings import CHAT_SHARE, FIRST_TEMPERATURE, Beginnings, opening_of
 from sparseinfer.finetune.generated_parts import Parts
+from sparseinfer.finetune.memory import OF_WRITING, telling_memory
+from sparseinfer.finetune.student import load_model
 from sparseinfer.finetune.token_store import Origin, TokenStore, finished_store, write_store
 from sparseinfer.packed.stops import end_of_text_ids
-from sparseinfer.sources.quiet import quiet_transformers
 from sparseinfer.tokenizer import Tokenizer
 
 logger = logging.getLogger("sparseinfer")
@@ -171,7 +172,7 @@ class _Writer:
         self._ends = end_of_text_ids(checkpoint)
         if end_of_text is not None:
             self._ends |= {end_of_text}
-        with _enough_memory(recipe.rows):
+        with _telling_memory():
             self._model = _load(checkpoint, recipe.dtype, self._device)
             opening = opening_of(tokenizer, end_of_text)
             logits = self._logits_after(opening)
@@ -187,7 +188,7 @@ class _Writer:
         begin = _Begin(lambda: self._beginnings.draw(random), self._ends)
         first = begin.start(recipe.rows).to(self._device)
         devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _enough_memory(recipe.rows), torch.inference_mode():
+        with torch.random.fork_rng(devices), _telling_memory(), torch.inference_mode():
             torch.manual_seed(int(random.integers(1 << 62)))
             ids = self._model.generate(
                 first,
@@ -256,20 +257,18 @@ class _Begin:
 
 
 def _load(checkpoint: Checkpoint, dtype: DTypeName, device: torch.device) -> Any:
-    import transformers
+    from transformers import GenerationConfig
 
-    import sparseinfer.modeling  # noqa: F401 - registers the activations that transformers lacks
-
-    with quiet_transformers():
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint.path,
-            dtype=getattr(torch, TORCH_NAMES[dtype]),
-            local_files_only=True,
-            # A step of a single token takes 1.6 times as long with torch's fused attention there.
-            attn_implementation="eager" if device.type == "cpu" else "sdpa",
-        )
+    model: Any = load_model(
+        checkpoint,
+        getattr(torch, TORCH_NAMES[dtype]),
+        # A step of a single token takes 1.6 times as long with torch's fused attention there.
+        attention="eager" if device.type == "cpu" else "sdpa",
+        advice=OF_WRITING,
+    )
+    model.config.use_cache = True
     # In place of the checkpoint's own, which may have penalties, or end rows at an end of text.
-    model.generation_config = transformers.GenerationConfig(do_sample=True, top_k=0)
+    model.generation_config = GenerationConfig(do_sample=True, top_k=0)
     return model.eval().to(device)
 
 
@@ -283,15 +282,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-@contextmanager
-def _enough_memory(rows: int) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"writing text with {rows} rows at a time runs out of memory: take fewer rows, or "
-            "shorter ones"
-        ) from error
+def _telling_memory() -> AbstractContextManager[None]:
+    return telling_memory("while the model writes text", OF_WRITING)
 
 
 def _check(

@@ -16,6 +16,7 @@ from sparseinfer.finetune.activations import Activation, Phases, phases, relu2
 from sparseinfer.finetune.ffn import Record, TrainedFfn
 from sparseinfer.finetune.memory import OF_WEIGHTS, telling_memory
 from sparseinfer.finetune.settings import ObjectiveSettings
+from sparseinfer.sources.quiet import quiet_transformers
 
 _OWN: dict[str, Activation] = {"silu": silu, "relu": relu, "relu2": relu2}
 """phi of a model -> what it computes."""
@@ -94,8 +95,18 @@ def load_parent(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     return load_model(checkpoint, dtype).eval().requires_grad_(False)
 
 
-def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+def load_model(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    *,
+    attention: str | None = None,
+    advice: str = OF_WEIGHTS,
+) -> nn.Module:
     """The checkpoint as transformers runs it, without a cache.
+
+    Args:
+        attention: transformers' name of an implementation; None: its choice.
+        advice: what to do where there is too little memory.
 
     Raises:
         CheckpointError: transformers refuses the checkpoint.
@@ -105,11 +116,11 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
 
     import sparseinfer.modeling  # noqa: F401 - registers our own activations
 
-    transformers.utils.logging.disable_progress_bar()  # weights are there in a second
+    chosen = {} if attention is None else {"attn_implementation": attention}
     try:
-        with telling_memory("while loading the model", OF_WEIGHTS):
+        with telling_memory("while loading the model", advice), quiet_transformers():
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                checkpoint.path, dtype=dtype, local_files_only=True
+                checkpoint.path, dtype=dtype, local_files_only=True, **chosen
             )
     except (ArithmeticError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())

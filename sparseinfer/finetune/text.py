@@ -13,7 +13,7 @@ from torch import Tensor
 from sparseinfer.checkpoint.layout import Progress
 from sparseinfer.errors import SourceError
 from sparseinfer.finetune.folder import RunFolder
-from sparseinfer.finetune.packing import PackedBatches, tokens_needed
+from sparseinfer.finetune.packing import PackedBatches
 from sparseinfer.finetune.request import Request, Subject
 from sparseinfer.finetune.self_generated import self_generate
 from sparseinfer.finetune.settings import RunSettings
@@ -86,7 +86,7 @@ def training_text(
     chosen = [place for place, take in zip(places, wanted, strict=True) if take]
     stores = tuple(TokenStore.open(path) for path, _ in chosen)
     names = tuple(chain.from_iterable(names for _, names in chosen))
-    total, least = sum(len(store) for store in stores), _one_batch(request.run)
+    total, least = sum(len(store) for store in stores), request.run.tokens_per_step
     if total < least:
         raise SourceError(
             f"the text has {total:,} tokens, and one batch needs {least:,}: give more text, or a "
@@ -119,7 +119,7 @@ def _make(
     config, run = subject.start.config, request.run
     end = min(config.eos_token_ids, default=None)
     if request.texts:  # before the model writes for hours: it is here that mistakes show
-        least = max(1, _one_batch(run) - (request.self_generate or 0))
+        least = max(1, run.tokens_per_step - (request.self_generate or 0))
         build_store(
             folder.text,
             _documents(request.texts),
@@ -147,7 +147,3 @@ def _make(
 def _documents(texts: tuple[str, ...]) -> Iterator[str]:
     """Opens nothing before the first is wanted: runs that go on have the text already."""
     yield from stream_texts(texts)
-
-
-def _one_batch(run: RunSettings) -> int:
-    return tokens_needed(size=run.batch, context=run.context, held_out=0)

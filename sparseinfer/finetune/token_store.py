@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sparseinfer.atomic import atomic_folder
 from sparseinfer.checkpoint.layout import Progress, no_progress
+from sparseinfer.differences import differences
 from sparseinfer.errors import ConfigError, SourceError
 from sparseinfer.sources.cache import sha256_of
 from sparseinfer.tokenizer import Tokenizer
@@ -71,10 +72,10 @@ class Origin(_Record):
     source: dict[str, Any]
     """Where the text comes from, as JSON."""
 
-    def differs_from(self, other: Origin) -> str:
-        """The first difference, for a message; nothing where there is none."""
+    def differences(self, other: Origin) -> list[str]:
+        """For a message; that of texts first."""
         mine, its = (one.model_dump(mode="json") for one in (self, other))
-        return first_difference(mine.pop("source") | mine, its.pop("source") | its)
+        return differences(mine.pop("source") | mine, its.pop("source") | its)
 
 
 class StoreRecord(_Record):
@@ -231,11 +232,12 @@ def finished_store(folder: Path, origin: Origin) -> TokenStore | None:
     if not (folder / JSON).exists():
         return None
     found = TokenStore.open(folder)
-    if difference := found.record.origin.differs_from(origin):
+    if different := found.record.origin.differences(origin):
         raise ConfigError(
-            f"{folder} holds text of another run ({difference}); choose another work folder, or "
-            "delete it"
+            f"{folder} holds text of another run ({different[0]}); delete it to have the text made "
+            "anew, or choose another output (-o)"
         )
+    found.verify()
     logger.info("using the %s tokens of %s", f"{len(found):,}", folder)
     return found
 
@@ -281,8 +283,8 @@ def write_store(
                     break
         if count < max(least, 1):
             raise SourceError(
-                f"the text has {count:,} tokens, and one batch with what is held out needs "
-                f"{least:,}: give more text, or a smaller batch, context or held-out part"
+                f"the text has {count:,} tokens, and one batch needs {least:,}: give more text, or "
+                "a smaller --batch or --context"
             )
         record = StoreRecord(
             tokens=count, documents=written, dtype=name, sha256=digest.hexdigest(), origin=origin
@@ -336,16 +338,3 @@ def _read_record(folder: Path) -> StoreRecord:
         raise SourceError(
             f"{file} is damaged: {where}: {first['msg']}; delete {folder}, and it is made again"
         ) from error
-
-
-def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """ "seed 1, not 2": the first value that differs, for a message; "" where all are the same."""
-    for name in [*found, *(name for name in wanted if name not in found)]:
-        if found.get(name) != wanted.get(name):
-            return f"{name} {_short(found.get(name))}, not {_short(wanted.get(name))}"
-    return ""
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -67,7 +67,7 @@ def _files(folder: RunFolder) -> int:
     return sum(1 for _ in folder.warm_start.iterdir())
 
 
-def by_name(layers: list[WarmLayer]) -> dict[str, Tensor]:
+def by_name(layers: Sequence[WarmLayer]) -> dict[str, Tensor]:
     """Tensor name in a checkpoint -> fp32 tensor."""
     return {
         arch.ffn_name(layer.layer, part): getattr(layer, part)
@@ -76,6 +76,6 @@ def by_name(layers: list[WarmLayer]) -> dict[str, Tensor]:
     }
 
 
-def neuron_sparsity(layers: list[WarmLayer]) -> tuple[float, ...]:
+def neuron_sparsity(layers: Sequence[WarmLayer]) -> tuple[float, ...]:
     """Of each layer, on tokens that were not fitted on."""
     return tuple(layer.record.neuron_sparsity for layer in layers)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparseinfer import atomic
 from sparseinfer.checkpoint import shards
+from sparseinfer.differences import differences
 from sparseinfer.errors import CheckpointError, OutputError, SparseInferError
 
 logger = logging.getLogger("sparseinfer")
@@ -60,9 +61,10 @@ class FinishedLayers:
         if found is None:
             atomic.write_files(self.path, {_SETTINGS: text + "\n"}, what="finished layers")
         elif found != text + "\n":
+            change = _first_change(found, settings)
             raise error(
-                f"{self.path} holds layers of a run with other settings{_first_change(found, text)}"
-                f"; delete it to start anew, or {again}"
+                f"{self.path} holds layers of a run with other settings{change}; delete it to "
+                f"start anew, or {again}"
             )
         self.done = sum(self._file(layer).exists() for layer in range(layers))
         if self.done:
@@ -116,23 +118,9 @@ class FinishedLayers:
         return self.path / f"layer-{layer:03d}.safetensors"
 
 
-def _first_change(found: str, wanted: str) -> str:
+def _first_change(found: str, wanted: dict[str, Any]) -> str:
     """ " (recall 0.9, not 0.98)": the first difference, where it can be told."""
     try:
-        before, after = (_flat(json.loads(text)) for text in (found, wanted))
-    except (ValueError, AttributeError):
+        return f" ({differences(json.loads(found), wanted)[0]})"
+    except (ValueError, AttributeError, IndexError):
         return ""
-    for name, value in after.items():
-        if name in before and before[name] != value:
-            return f" ({name.rpartition('.')[2]} {before[name]}, not {value})"
-    return ""
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        inner = (
-            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-        flat |= inner
-    return flat

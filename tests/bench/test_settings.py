@@ -12,7 +12,14 @@ SKETCHED = {"has_thresholds": True, "sketch_bits": 4}
 RANDOM = {"model": None, "random_weights": "llama2-7b"}
 
 
-def plan(packed_as=None, has_thresholds=False, has_tokenizer=True, sketch_bits=None, **settings):
+def plan(
+    packed_as=None,
+    has_thresholds=False,
+    has_tokenizer=True,
+    sketch_bits=None,
+    has_relu=False,
+    **settings,
+):
     asked = BenchSettings(**({"model": "m"} | settings))
     return make_plan(
         asked,
@@ -21,6 +28,7 @@ def plan(packed_as=None, has_thresholds=False, has_tokenizer=True, sketch_bits=N
         has_tokenizer=has_tokenizer,
         threads=2,
         sketch_bits=sketch_bits,
+        has_relu=has_relu,
     )
 
 
@@ -122,6 +130,14 @@ def test_a_predictor_is_for_the_models_own_thresholds():
     found = plan(has_thresholds=True, predictor="p", rules=("chess", "sketch"))
     assert found.targets == (0.0, "own")
     assert found.predictor == "p"
+
+
+def test_relu_models_run_as_they_are_and_dense():
+    """llama.cpp has no ReLU for this architecture."""
+    found = plan(has_relu=True)
+    assert found.baselines == ("dense",)
+    assert found.targets == (0.0, "own")
+    assert plan(has_relu=True, sparsity=("own",), baselines=("transformers",)).targets == ("own",)
 
 
 def test_planted_weights_have_one_sparsity_and_no_rival_that_lacks_relus():

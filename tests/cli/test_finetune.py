@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sparseinfer.checkpoint import Checkpoint
-from sparseinfer.finetune import loop, pipeline
+from sparseinfer.finetune import loop, training
 from sparseinfer.finetune.loop import Loop
 from sparseinfer.finetune.objective import Loss
 from sparseinfer.finetune.schedule import PROSPARSE
@@ -465,7 +465,7 @@ def test_out_of_memory_before_the_first_step(fails, command, work, monkeypatch):
     def exhausted(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(pipeline, "load_student", exhausted)
+    monkeypatch.setattr(training, "load_student", exhausted)
     message = fails(*command(*TWO_STEPS))
     assert "out of memory while loading the model" in message
     assert "FSDP" in message

@@ -66,7 +66,7 @@ def test_budget_and_target(make_model, refused):
     refused(make_model(), "cats", ConfigError, "not both", ppl_budget=0.01, sparsity=0.5)
 
 
-@pytest.mark.parametrize("act", ["relu", "relu2", "drelu", "fatrelu"])
+@pytest.mark.parametrize("act", ["relu", "relu2", "drelu"])
 def test_budget_that_means_nothing(make_model, refused, act):
     refused(make_model(), act, ConfigError, act, "--ppl-budget", ppl_budget=0.01)
 
@@ -148,8 +148,10 @@ def test_threshold_outside_its_domain(make_model, refused, threshold):
     refused(make_model(), "fatrelu", ConfigError, "threshold", ">= 0", threshold=threshold)
 
 
-def test_threshold_and_target(make_model, refused):
-    refused(make_model(), "fatrelu", ConfigError, "not both", threshold=0.1, sparsity=0.5)
+@pytest.mark.parametrize("other", [{"sparsity": 0.5}, {"ppl_budget": 0.01}])
+def test_threshold_and_target(make_model, refused, other):
+    words = ("--sparsity", "--ppl-budget", "--threshold")
+    refused(make_model(), "fatrelu", ConfigError, *words, threshold=0.1, **other)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class Model:
 @pytest.mark.parametrize("lag", [0.005, 0.03, 0.1])
 @pytest.mark.parametrize("knee", [1e-4, 1e-2])
 def test_it_lands_within_two_points(target, gain, lag, knee):
-    # Begun a tenth below where lambda begins to count, as the loop does, or far from it.
+    # Begun at a tenth of where lambda begins to count, or, as runs do, wherever that may be.
     for initial in (knee / 10, 1e-3):
         controller = Controller(target=target, steps=STEPS, initial=initial)
         landed, states = Model(gain=gain, lag=lag, knee=knee).run(controller)

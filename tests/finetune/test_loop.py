@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.errors import ConfigError, NumericalError
-from sparseinfer.finetune.controller import Controller
 from sparseinfer.finetune.loop import Budget, Loop
 from sparseinfer.finetune.metrics import read_metrics
 from sparseinfer.finetune.schedule import LambdaSchedule
@@ -98,7 +97,7 @@ OBJECTIVES = {
     ),
     "controller": (
         ObjectiveSettings(act="drelu", target_sparsity=0.8),
-        lambda: Steered(Controller(0.8, 8)),
+        lambda: Steered(0.8, 8),
     ),
     "stochastic": (ObjectiveSettings(act="relu", objective="stochastic"), lambda: NONE),
     "topk": (ObjectiveSettings(act="relu", objective="topk", top_k=20), lambda: NONE),

@@ -51,7 +51,7 @@ def test_lines_are_strict_json_with_the_published_names(path):
     line = json.loads(first, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert set(line) == {
         "step", "tokens", "loss", "parts", "lambda", "rate", "gradient_norm", "sparsity", "layers",
-        "tokens_per_second",
+        "output_sparsity", "tokens_per_second",
     }  # fmt: skip
     assert line["loss"] is None
     assert line["gradient_norm"] is None

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import relu
 
+from sparseinfer.finetune.activations import relu2
 from sparseinfer.finetune.ffn import Record, TrainedFfn, l1_norm, relative_error
 from sparseinfer.finetune.objective import divergence, loss_of, next_token_loss
 from sparseinfer.finetune.settings import ObjectiveSettings
@@ -98,6 +99,36 @@ def test_ffn_distance_is_relative_and_squared():
         ffn(X)
     assert record.distance[0].item() == pytest.approx(0.25)
     assert len(list(ffn.parameters())) == 3  # the parent's are not among them
+
+
+@pytest.mark.parametrize("act", [relu, relu2])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_penalty_keeps_no_activations_of_its_own(act, half):
+    """Tensors that the backward pass keeps, by where they lie in memory, with and without it."""
+
+    def kept(with_l1: bool) -> int:
+        record, found = Record(), {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        ffn = TrainedFfn(Mlp(), act, record, with_l1=with_l1)
+        x = torch.randn(400, 2)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=half),
+            record.collect(),
+        ):
+            y = ffn(x)
+            loss = y.float().square().sum() + sum(record.l1)
+        assert bool(record.l1) == with_l1
+        loss.backward()
+        return sum(found.values())
+
+    scalars = 64
+    assert kept(True) <= kept(False) + scalars
 
 
 def test_gradient_of_l1_is_its_sign():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparseinfer.errors import ConfigError, SourceError
-from sparseinfer.finetune.packing import PackedBatches, tokens_needed
+from sparseinfer.finetune.packing import PackedBatches
 
 
 class Numbers:
@@ -22,8 +22,8 @@ class Numbers:
         return torch.arange(begin, begin + count)
 
 
-def batches(count=103, context=8, seed=0, held_out=0):
-    return PackedBatches(Numbers(count), context=context, seed=seed, held_out=held_out)
+def batches(count=103, context=8, seed=0):
+    return PackedBatches(Numbers(count), context=context, seed=seed)
 
 
 def epoch(packed, number):
@@ -32,19 +32,16 @@ def epoch(packed, number):
     return packed.batch(number, size)
 
 
-@pytest.mark.parametrize(
-    ("count", "held_out"), [(103, 0), (104, 0), (103, 20), (8, 0), (15, 0), (16, 8), (200, 64)]
-)
-def test_each_window_comes_once_per_epoch(count, held_out):
-    packed = batches(count, held_out=held_out)
-    trained = count - held_out
-    assert packed.windows_per_epoch == trained // 8
+@pytest.mark.parametrize("count", [103, 104, 83, 8, 15, 16, 200])
+def test_each_window_comes_once_per_epoch(count):
+    packed = batches(count)
+    assert packed.windows_per_epoch == count // 8
     for number in range(5):
         windows = epoch(packed, number)
         assert windows.dtype == torch.int64
-        assert windows.shape == (trained // 8, 8)
-        # Each goes on where it began, on a ring of the tokens that are trained on.
-        assert torch.equal(windows, (windows[:, :1] + torch.arange(8)) % trained)
+        assert windows.shape == (count // 8, 8)
+        # Each goes on where it began, on a ring of the tokens.
+        assert torch.equal(windows, (windows[:, :1] + torch.arange(8)) % count)
         assert len(windows.unique()) == windows.numel()
 
 
@@ -91,33 +88,8 @@ def test_a_batch_that_cannot_be_shared_is_refused(size, world):
         batches().batch(0, size, 0, world)
 
 
-@pytest.mark.parametrize("held_out", [8, 16, 21])
-def test_held_out_tokens_are_never_trained_on(held_out):
-    packed = batches(held_out=held_out)
-    seen = torch.cat([packed.batch(step, 4) for step in range(50)])
-    assert int(seen.max()) == 103 - held_out - 1
-    windows = packed.held_out_windows()
-    assert windows.shape == (held_out // 8, 8)
-    first = 103 - held_out
-    assert windows.flatten().tolist() == list(range(first, first + windows.numel()))
-
-
-def test_nothing_held_out():
-    assert batches().held_out_windows().shape == (0, 8)
-
-
-def test_epochs_of_tokens():
-    packed = batches(80, held_out=16)
-    assert packed.windows_per_epoch == 8
-    assert packed.epochs_of(64) == 1.0
-    assert packed.epochs_of(160) == 2.5
-
-
 def test_the_least_text_is_enough():
-    needed = tokens_needed(size=4, context=8, held_out=16)
-    assert needed == 48
-    packed = batches(needed, held_out=16)
-    assert len(packed.batch(0, 4).unique()) == 32
+    assert len(batches(4 * 8).batch(0, 4).unique()) == 32
 
 
 @pytest.mark.parametrize(
@@ -125,10 +97,7 @@ def test_the_least_text_is_enough():
     [
         ({"context": 1}, ConfigError, "context 1 is too short"),
         ({"seed": -1}, ConfigError, "seed -1 is negative"),
-        ({"held_out": 7}, ConfigError, "7 tokens is neither 0 nor a window of 8"),
-        ({"held_out": -8}, ConfigError, "neither 0 nor"),
         ({"count": 7}, SourceError, "has 7 tokens, .* needs 8"),
-        ({"count": 23, "held_out": 16}, SourceError, "has 23 tokens, .* 16 held out needs 24"),
     ],
 )
 def test_what_cannot_be_is_refused(options, kind, words):

@@ -20,6 +20,8 @@ from sparseinfer.eval import ModelProbe, evaluate
 from sparseinfer.eval.finetuning import finetuning_report
 from sparseinfer.finetune import Budget, ObjectiveSettings, Request, RunSettings, finetune
 from sparseinfer.finetune.metrics import read_metrics
+from sparseinfer.finetune.settings import check_objective
+from sparseinfer.finetune.student import load_student
 from sparseinfer.finetune.text import tokens_to_read
 
 RUN = RunSettings(tokens=1024, context=32, batch=8, micro_batch=4, rate=1e-3, precision="fp32")
@@ -75,9 +77,19 @@ def test_the_result_computes_what_was_trained(tune, make_model, objective, act, 
         read_metrics(result.path / "finetuning.jsonl")[-1].layers
     )
     assert not done.folder.exists()
-    # What decoding counts is what training recorded, on the same activation.
+    # What runs is the function that the last steps trained, of the weights that were written.
     model = sparseinfer.load(result.path, weights="fp32")
-    list(model.generate(list(range(3, 40)), max_tokens=8, stop_ids=()))
+    ids = list(range(3, 40))
+    trained = load_student(
+        Checkpoint.open(make_model()), check_objective(objective), start=tensors(result.path)
+    )
+    trained.at(1.0)
+    with torch.no_grad():
+        wanted = trained.model(input_ids=torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(model.logits(ids), wanted, atol=1e-3, rtol=1e-3)
+    # What decoding counts is what training recorded, on the same activation.
+    model.reset_sparsity()
+    list(model.generate(ids, max_tokens=8, stop_ids=()))
     counts = model.sparsity()
     assert counts is not None
     assert counts.neuron_sparsity(model.config)[0] == pytest.approx(
@@ -131,11 +143,14 @@ def test_fatrelu_gets_thresholds_of_its_own(tune):
     assert all(bool((one > 0).all()) for one in found.thresholds())
 
 
-def test_an_interrupted_run_goes_on_with_the_same_request(tune, tmp_path):
-    whole = tune(name="whole")
-    assert not tune(name="cut", budget=Budget(end=0)).finished
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_interrupted_run_goes_on_with_the_same_request(tune, make_model, tmp_path, tied):
+    model = make_model(tie_word_embeddings=tied)
+    whole = tune(name="whole", model=model)
+    assert not tune(name="cut", model=model, budget=Budget(end=0)).finished
     assert not (tmp_path / "cut").exists()
-    assert tune(name="cut").finished
+    assert tune(name="cut", model=model).finished
+    assert ("lm_head.weight" in tensors(tmp_path / "cut")) == (not tied)
     one, other = tensors(whole.results[0].path), tensors(tmp_path / "cut")
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -154,9 +169,6 @@ def test_what_is_done_with_the_results_is_done_again(make_model, prose_file, tmp
             on_results=on_results,
         )
 
-    def interrupted(_results):
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         go(interrupted)
     assert seen[-1] == (4, 4)
@@ -170,6 +182,69 @@ def test_what_is_done_with_the_results_is_done_again(make_model, prose_file, tmp
     assert not done.folder.exists()
     with pytest.raises(OutputError, match="exists"):
         go(told.append)
+
+
+def interrupted(_results):
+    raise KeyboardInterrupt
+
+
+def test_a_warm_start_alone_is_not_taken_for_what_was_trained(make_model, prose_file, tmp_path):
+    """Interrupted in its report, then asked for with training: all but that is the same."""
+
+    def go(alone, on_results=lambda _results: None, **options):
+        request = Request(
+            ObjectiveSettings(act="relu"),
+            RUN.model_copy(update={"tokens": 0, "batch": 64, "micro_batch": 32}),
+            texts=(str(prose_file),),
+            warm_start=1024,
+            warm_start_only=alone,
+        )
+        out = tmp_path / "out"
+        return finetune(
+            str(make_model()), request, out=out, cpu=True, on_results=on_results, **options
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        go(True, interrupted)
+    with pytest.raises(OutputError, match="already exists"):
+        go(False)
+    (result,) = go(False, force=True).results
+    record = Checkpoint.open(result.path).record
+    assert record is not None
+    assert record.finetuning is not None
+    assert record.finetuning.objective == "prosparse"
+    assert record.finetuning.tokens == result.steps[-1].tokens > 0
+
+
+def test_a_run_that_was_begun_is_not_ended_as_a_warm_start(tune):
+    tune(warm_start=1024, budget=Budget(end=0))  # stops in the warm start
+    for _ in range(3):
+        done = tune(warm_start=1024, budget=Budget(end=0))
+    assert (done.folder / "tuned" / "state").exists()
+    with pytest.raises(ConfigError, match="warm_start_only false, not true"):
+        tune(warm_start=1024, warm_start_only=True)
+
+
+def test_thresholds_of_another_budget_are_searched_for_anew(make_model, prose_file, tmp_path):
+    def go(budget, on_results=lambda _results: None, **options):
+        request = Request(
+            ObjectiveSettings(act="fatrelu"), RUN, texts=(str(prose_file),), warm_start=0,
+            shift_budget=budget, test_text="pydoc",
+        )  # fmt: skip
+        return finetune(
+            str(make_model()), request, out=tmp_path / "out", cpu=True, open_probe=ModelProbe,
+            on_results=on_results, **options,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        go(0.5, interrupted)
+    with pytest.raises(OutputError, match="already exists"):
+        go(0.3)
+    (result,) = go(0.3, force=True).results
+    record = Checkpoint.open(result.path).record
+    assert record is not None
+    assert record.budget is not None
+    assert record.budget.perplexity_rise == 0.3
 
 
 def test_other_settings_are_refused_where_a_run_waits(tune):
@@ -220,11 +295,21 @@ def test_refusals(tune, tmp_path, make_model):
         tune(name="taken")
 
 
-def test_a_relu_model_is_not_made_another(tune, tmp_path):
+def test_a_relu_model_is_not_made_another(tune, prose_file):
     (result,) = tune(ObjectiveSettings(act="relu2"), "first").results
     with pytest.raises(UnsupportedError, match="ReLU-fied already, with relu2"):
         tune(ObjectiveSettings(act="relu"), "second", model=result.path)
-    assert tune(ObjectiveSettings(act="relu2"), "again", model=result.path).finished
+    again = tune(ObjectiveSettings(act="relu2"), "again", model=result.path, texts=("pydoc",))
+    record = Checkpoint.open(again.results[0].path).record
+    assert record is not None
+    assert record.finetuning is not None
+    assert (record.finetuning.earlier_texts, record.finetuning.texts) == (
+        (str(prose_file),),
+        ("pydoc",),
+    )
+    for text in (str(prose_file), "pydoc"):
+        with pytest.raises(ConfigError, match="fine-tuned on text"):
+            evaluate(str(again.results[0].path), text=text, tokens=64)
 
 
 def test_a_model_that_was_only_converted_learns_from_its_dense_parent(tune, make_model, tmp_path):

