@@ -28,6 +28,10 @@ class UnsupportedError(SparseInferError):
     """A model, option or machine that this version does not handle."""
 
 
+class DeviceMemoryError(SparseInferError, MemoryError):
+    """A model or a sequence that a GPU's memory does not hold."""
+
+
 class ConfigError(SparseInferError):
     """A setting outside its domain."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparseinfer.cli.console import (
+    DEVICE_HELP,
     HUGE_PAGES_HELP,
     JSON_HELP,
     MODEL_HELP,
@@ -66,6 +67,7 @@ def evaluate(
     ] = None,
     weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
     predictor: Annotated[str | None, typer.Option(metavar="DIR", help=PREDICTOR_HELP)] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
     huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
@@ -104,6 +106,7 @@ def evaluate(
             parent=parent,
             weights=weights,
             predictor=predictor,
+            device=device,
             threads=threads,
             huge_pages=huge_pages,
             by="decode" if by == "decode" else "prefill",

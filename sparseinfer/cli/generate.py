@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sparseinfer.cli.console import (
+    DEVICE_HELP,
     HUGE_PAGES_HELP,
     JSON_HELP,
     MODEL_HELP,
@@ -40,6 +41,7 @@ def generate(
         bool, typer.Option("--stats", help="Speed and realised sparsity, on stderr.")
     ] = False,
     weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
     huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
     predictor: Annotated[Path | None, typer.Option(help=PREDICTOR_HELP)] = None,
@@ -63,7 +65,12 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
     text = _read_prompt(prompt)
     loaded = load(
-        model, weights=weights, threads=threads, huge_pages=huge_pages, predictor=predictor
+        model,
+        device=device,
+        weights=weights,
+        threads=threads,
+        huge_pages=huge_pages,
+        predictor=predictor,
     )
     tokenizer = load_tokenizer(loaded.path)
     if chat or (chat is None and tokenizer.has_chat_template):
@@ -100,6 +107,7 @@ def generate(
                 "decode_sparsities": vars(measured) if measured else None,
                 "weights": loaded.formats.layers,
                 "head": loaded.formats.head,
+                "device": loaded.device,
                 "threads": loaded.threads,
             }
         )

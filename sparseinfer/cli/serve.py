@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparseinfer.cli.console import (
+    DEVICE_HELP,
     HUGE_PAGES_HELP,
     MODEL_HELP,
     PREDICTOR_HELP,
@@ -22,6 +23,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
     huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
     predictor: Annotated[Path | None, typer.Option(help=PREDICTOR_HELP)] = None,
@@ -48,6 +50,7 @@ def serve(
     name = resolved.name
     loaded = Model(
         open_model(resolved.path),
+        device=device,
         weights=weights,
         threads=threads,
         huge_pages=huge_pages,

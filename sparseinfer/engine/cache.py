@@ -15,15 +15,32 @@ class KVCache:
     A sliding window masks old positions; they are kept, so memory is that of full attention.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        positions: int = _INITIAL_POSITIONS,
+    ) -> None:
+        """
+        Args:
+            device: where it is held; None: the CPU.
+            positions: to make room for at first.
+        """
         self._config = config
         self._dtype = dtype
-        self._capacity = min(_INITIAL_POSITIONS, config.context_length)
+        self._device = device
+        self._capacity = min(positions, config.context_length)
         self.keys = self._empty()
         """[L, num_kv_heads, capacity, head_dim]"""
         self.values = self._empty()
         self.length = 0
         """Positions stored in every layer."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for."""
+        return self._capacity
 
     def reserve(self, tokens: int) -> None:
         """Makes room for `tokens` more positions. `keys` and `values` may become new tensors."""
@@ -48,4 +65,5 @@ class KVCache:
             self._capacity,
             config.head_dim,
             dtype=self._dtype,
+            device=self._device,
         )

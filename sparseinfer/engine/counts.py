@@ -30,9 +30,10 @@ def layer_counts(attention: Sequence[ProjectionOutput], ffn: FfnOutput) -> torch
     if ffn.inputs is None and ffn.gates is None and all(one is None for one in used):
         return rows
     if len(used) == len(PROJECTIONS) - 3:
-        sums = torch.tensor([0 if one is None else int(one.sum()) for one in used])
+        nothing = torch.zeros_like(rows[0])
+        sums = torch.stack([nothing if one is None else one.sum() for one in used])
     else:
-        sums = torch.zeros(len(PROJECTIONS) - 3, dtype=torch.int64)
+        sums = rows.new_zeros(len(PROJECTIONS) - 3)
     inputs = torch.zeros_like(sums[:3]) if ffn.inputs is None else ffn.inputs.sum(0)
     gates = torch.zeros_like(sums[:1]) if ffn.gates is None else ffn.gates.sum()[None]
     return torch.cat((rows, gates, sums, inputs))

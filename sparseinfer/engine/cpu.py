@@ -84,6 +84,10 @@ class CpuRunner:
             isa=self._isa,
         )
 
+    def thresholds_changed(self) -> None:
+        """To be told when values of thresholds were changed in place: these are read where they
+        are."""
+
     def new_cache(self) -> KVCache:
         return KVCache(self._config, self._kv_dtype)
 

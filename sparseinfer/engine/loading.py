@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparseinfer.engine.device import checked_device
 from sparseinfer.engine.model import Model
 from sparseinfer.engine.settings import check_threads
-from sparseinfer.errors import UnsupportedError
 from sparseinfer.formats import import_dtype
 from sparseinfer.packed import open_model
 from sparseinfer.sources import resolve_model
@@ -26,7 +26,7 @@ def load(
 
     Args:
         model: local folder of a checkpoint or a packed artifact, `.gguf` file, hub id or alias.
-        device: only `cpu` in this version.
+        device: `cpu`, or `cuda` (`cuda:1` for the second GPU).
         weights: `auto` (as stored), `fp32`, `bf16`, `int8` or `int4`. A checkpoint is packed in
             memory; a packed artifact has one type only.
         threads: worker threads; default, and the most that is used, is the number of physical
@@ -45,15 +45,16 @@ def load(
         PredictorError: no predictor, a damaged one, or one that was made for another model.
         UnsupportedError: an architecture or device that this version does not run.
         ConfigError: a bad `weights` or `threads`.
+        DeviceMemoryError: the model does not fit the GPU.
         MemoryError: the system refuses the memory.
     """
-    if device != "cpu":
-        raise UnsupportedError(f"device {device!r} is not supported in this version; use 'cpu'")
+    checked_device(device)
     check_threads(threads)
     resolved = resolve_model(str(model), dtype=import_dtype(weights))
     source = open_model(resolved.path)
     return Model(
         source,
+        device=device,
         weights=weights,
         threads=threads,
         huge_pages=huge_pages,

@@ -13,6 +13,7 @@ from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import SparsityRecord
 from sparseinfer.engine.batch import generate_batch
 from sparseinfer.engine.counts import Counter
+from sparseinfer.engine.device import checked_device
 from sparseinfer.engine.generation import Generation
 from sparseinfer.engine.passes import Passes
 from sparseinfer.engine.predictor import gate_of, open_predictor
@@ -42,6 +43,7 @@ class Model(ModelRules):
         self,
         source: Checkpoint | Packed,
         *,
+        device: str = "cpu",
         weights: str = "auto",
         threads: int | None = None,
         huge_pages: bool = False,
@@ -52,15 +54,16 @@ class Model(ModelRules):
     ) -> None:
         """
         Args:
-            predictor: as `load`.
+            device, predictor: as `load`.
             progress: told of packing a checkpoint in memory.
             by_input: projections of a checkpoint whose weights are stored by input, though the
                 checkpoint has no thresholds there: so that thresholds set later save time.
 
         Raises:
-            CheckpointError, PredictorError, ConfigError, MemoryError: as `load`.
+            CheckpointError, PredictorError, ConfigError, UnsupportedError, MemoryError: as `load`.
         """
         check_threads(threads)
+        checked_device(device)  # before anything is read
         for name in by_input:
             check_projection(name)
         math = prefill_math(prefill)
@@ -89,7 +92,9 @@ class Model(ModelRules):
             self.threads,
             torch.float32 if self.formats.kv == "fp32" else torch.bfloat16,
             math,
+            device,
         )
+        self.device: str = device
         self._passes = Passes(self._runner, self.config.num_layers, self.threads)
         if chosen is not None:
             self._change(
@@ -103,6 +108,9 @@ class Model(ModelRules):
     def weight_type(self) -> Format:
         """Format of attention and FFN matrices; `formats` has that of the head too."""
         return self.formats.layers
+
+    def _thresholds_changed(self) -> None:
+        self._runner.thresholds_changed()
 
     def _use(self, weights: Weights) -> None:
         self._runner.set_weights(weights)

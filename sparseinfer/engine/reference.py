@@ -13,15 +13,9 @@ import torch
 
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
-from sparseinfer.engine.counts import layer_counts
-from sparseinfer.engine.prefill import embed, rms_norm
 from sparseinfer.engine.rope import Rope
+from sparseinfer.engine.torch_pass import TorchPass
 from sparseinfer.engine.torch_threads import torch_threads
-from sparseinfer.kernels.attention.reference import attend
-from sparseinfer.kernels.decoder.cpu import AttentionShape
-from sparseinfer.kernels.gated_ffn.reference import gated_ffn
-from sparseinfer.kernels.linear.reference import linear
-from sparseinfer.kernels.projection.reference import project
 from sparseinfer.packed import Weights
 
 
@@ -41,17 +35,17 @@ class ReferenceRunner:
         kv_dtype: torch.dtype,
     ) -> None:
         self._config = config
-        self._weights = weights
         self._rope = rope
         self._threads = threads
         self._kv_dtype = kv_dtype
-        self._attention = AttentionShape(
-            config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window
-        )
+        self.set_weights(weights)
 
     def set_weights(self, weights: Weights) -> None:
         """As `sparseinfer.engine.cpu.CpuRunner.set_weights`."""
-        self._weights = weights
+        self._pass = TorchPass(self._config, weights, self._rope)
+
+    def thresholds_changed(self) -> None:
+        """As `sparseinfer.engine.cpu.CpuRunner.thresholds_changed`."""
 
     def new_cache(self) -> KVCache:
         return KVCache(self._config, self._kv_dtype)
@@ -78,33 +72,10 @@ class ReferenceRunner:
     def _forward(
         self, ids: torch.Tensor, cache: KVCache, all_logits: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        eps = self._config.rms_norm_eps
-        tokens, start = ids.shape[0], cache.length
-        cache.reserve(tokens)
-        hidden = embed(self._weights.embedding, ids)
-        cos, sin = self._rope.tables(start, start + tokens)
-        counts = []
-        for index, layer in enumerate(self._weights.layers):
-            x = self._normed(hidden, layer.input_norm)
-            inward = [project(x, one) for one in layer.inward]
-            qkv = inward[0].y if len(inward) == 1 else torch.cat([one.y for one in inward], 1)
-            keys, values = cache.keys[index], cache.values[index]
-            attended = attend(qkv, keys, values, cos, sin, start, self._attention)
-            outward = project(attended, layer.outward)
-            hidden = hidden + outward.y
-            ffn = gated_ffn(self._normed(hidden, layer.ffn_norm), layer.ffn)
-            hidden = hidden + ffn.y
-            counts.append(layer_counts([*inward, outward], ffn))
-        cache.advance(tokens)
-        if not all_logits:
-            hidden = hidden[-1:]
-        hidden = rms_norm(hidden, self._weights.final_norm, eps)
-        return linear(hidden, self._weights.head), torch.stack(counts)
-
-    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """What a layer's matrices get."""
-        x = rms_norm(x, weight, self._config.rms_norm_eps)
-        return x.relu() if self._weights.input_relu else x
+        cache.reserve(ids.shape[0])
+        logits, counts = self._pass(ids, cache, all_logits=all_logits)
+        cache.advance(ids.shape[0])
+        return logits, counts
 
 
 __all__ = ["ReferenceRunner"]

@@ -31,6 +31,10 @@ class ModelRules(ABC):
     def _use(self, weights: Weights) -> None:
         """Goes on with other weights; counts of `sparsity` start anew."""
 
+    @abstractmethod
+    def _thresholds_changed(self) -> None:
+        """Goes on after values of thresholds were changed in place."""
+
     @property
     def thresholds(self) -> list[torch.Tensor]:
         """One fp32 [I] per layer, on |phi(x W_gate)|: the memory that the kernels read. Change them
@@ -56,6 +60,7 @@ class ModelRules(ABC):
         checked = _checked_thresholds(thresholds, self.config.intermediate_size, "the threshold")
         for own, one in zip(self._thresholds, checked, strict=True):
             own.copy_(one)
+        self._thresholds_changed()
 
     @property
     def input_thresholds(self) -> dict[str, list[torch.Tensor]]:

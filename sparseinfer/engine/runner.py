@@ -1,4 +1,4 @@
-"""What computes a model on this machine: native kernels, or plain torch where there are none."""
+"""What computes a model on this machine: a GPU, native kernels, or plain torch without them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.cpu import CpuRunner
+from sparseinfer.engine.device import checked_device
 from sparseinfer.engine.reference import ReferenceRunner
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.gemm import Math
@@ -26,6 +27,8 @@ class Runner(Protocol):
     """Computes logits of new tokens, given the caches of their sequences (see `CpuRunner`)."""
 
     def set_weights(self, weights: Weights) -> None: ...
+
+    def thresholds_changed(self) -> None: ...
 
     def new_cache(self) -> KVCache: ...
 
@@ -45,17 +48,26 @@ def make_runner(
     threads: int,
     kv_dtype: torch.dtype,
     prefill: Math | None = None,
+    device: str = "cpu",
 ) -> Runner:
     """The fastest runner that works here. Says once per process if that is plain torch, and why.
 
     Args:
+        device: as `engine.device.checked_device`.
         threads: of the native kernels, or of torch.
         kv_dtype: of the caches, torch.float32 or torch.bfloat16.
         prefill: arithmetic of prompts; None takes what suits. Plain torch has fp32 only.
 
     Raises:
         NativeKernelsError: bf16 prefill is asked for where there are no native kernels.
+        ConfigError, UnsupportedError: a device that cannot be used.
+        DeviceMemoryError: a GPU that does not hold the model.
     """
+    if device != "cpu":
+        placed = checked_device(device)
+        from sparseinfer.engine.gpu import GpuRunner  # Triton is slow to import, and optional
+
+        return GpuRunner(config, weights, rope, placed, kv_dtype, prefill)
     reason = native_missing()
     if reason is None:
         return CpuRunner(config, weights, rope, CpuPool(threads), kv_dtype, prefill)

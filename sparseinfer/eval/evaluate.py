@@ -98,6 +98,7 @@ def evaluate(
     parent: str | None = None,
     weights: str = "auto",
     predictor: str | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     huge_pages: bool = False,
     by: Phase = "prefill",
@@ -122,7 +123,7 @@ def evaluate(
             that a packed model is compared with the parent as that is stored.
         predictor: see `engine.load`; the model is measured with it, and beside it with all gate
             values computed. How good each layer's guesses are is measured on `firing_tokens`.
-        huge_pages: see `engine.load`.
+        device, huge_pages: see `engine.load`.
         by: compute in chunks (`prefill`) or token by token (`decode`).
         firing_tokens: watch neurons on about this many tokens of the text; 0 leaves that out.
         ppl_p: find the sparsity at which perplexity rises by this fraction, in (0, 1].
@@ -170,8 +171,8 @@ def evaluate(
                 f"the parent's vocabulary ({dense_source.config.vocab_size}) is not the model's "
                 f"({source.config.vocab_size})"
             )
-        running = _load(source, weights, threads, huge_pages, predictor)
-        dense = _load(dense_source, weights, threads, huge_pages) if dense_source else None
+        running = _load(source, device, weights, threads, huge_pages, predictor)
+        dense = _load(dense_source, device, weights, threads, huge_pages) if dense_source else None
     with watch.stage("scoring"):
         measured = measure(running, dense, windows, by=by, progress=progress)
     comparison = compare(found.name, str(dense.formats), measured) if found and dense else None
@@ -238,6 +239,7 @@ def evaluate(
                 "parent": found.reference if found else None,
                 "weights": str(running.formats),
                 "predictor": predictor,
+                "device": device,
                 "huge_pages": huge_pages,
                 "prefill": _PREFILL,
                 "firing_tokens": firing_tokens,
@@ -261,6 +263,7 @@ _PREFILL = "fp32"
 
 def _load(
     source: Checkpoint | Packed,
+    device: str,
     weights: str,
     threads: int | None,
     huge_pages: bool,
@@ -268,6 +271,7 @@ def _load(
 ) -> Model:
     return Model(
         source,
+        device=device,
         weights=weights,
         predictor=predictor,
         threads=threads,

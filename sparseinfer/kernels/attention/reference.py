@@ -8,6 +8,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sparseinfer.kernels.attention import check_arguments
 from sparseinfer.kernels.decoder.cpu import AttentionShape
+from sparseinfer.kernels.gemm import Math
+from sparseinfer.kernels.products import operand
 
 
 def attend(
@@ -18,8 +20,9 @@ def attend(
     sin: Tensor,
     start: int,
     shape: AttentionShape,
+    math: Math = "fp32",
 ) -> Tensor:
-    """Stores T >= 1 tokens in one layer's cache, and what they attend to, in fp32.
+    """Stores T >= 1 tokens in one layer's cache, and what they attend to.
 
     All values are multiplied, those that a token does not see by 0, so they must be finite.
 
@@ -32,6 +35,7 @@ def attend(
         cos, sin: [T, head_dim] fp32, contiguous: RoPE at the tokens' positions.
         start: position of the first token.
         shape: heads, and the window.
+        math: of the products of queries, keys and values.
 
     Returns:
         [T, heads head_dim] fp32.
@@ -47,18 +51,19 @@ def attend(
     values[:, start:end] = split[shape.heads + shape.kv_heads :]
     # No token sees what is before the window of the first one.
     begin = 0 if shape.window is None else max(0, start + 1 - shape.window)
-    position, key = torch.arange(start, end)[:, None], torch.arange(begin, end)
+    position = torch.arange(start, end, device=qkv.device)[:, None]
+    key = torch.arange(begin, end, device=qkv.device)
     mask = key <= position
     if shape.window is not None:
         mask &= key > position - shape.window
     attended = scaled_dot_product_attention(
-        turned[None, : shape.heads],
-        keys[None, :, begin:end].float(),
-        values[None, :, begin:end].float(),
+        operand(turned[None, : shape.heads], math),
+        operand(keys[None, :, begin:end].float(), math),
+        operand(values[None, :, begin:end].float(), math),
         attn_mask=mask,
         enable_gqa=True,
     )
-    return attended[0].transpose(0, 1).flatten(1)
+    return attended[0].transpose(0, 1).flatten(1).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

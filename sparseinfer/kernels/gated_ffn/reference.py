@@ -1,4 +1,4 @@
-"""The gated FFN in plain torch: what the kernels are tested against, and how prompts are run."""
+"""The gated FFN in plain torch: what the kernels are tested against, and how a GPU runs prompts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sparseinfer.kernels.gated_ffn import (
     ffn_output,
 )
 from sparseinfer.kernels.gated_ffn.activations import activation, up_activation
+from sparseinfer.kernels.gemm import Math
 from sparseinfer.kernels.lowrank import LowRank
 from sparseinfer.kernels.lowrank.reference import candidates as lowrank_candidates
 from sparseinfer.kernels.projection.reference import project
@@ -21,13 +22,16 @@ from sparseinfer.kernels.sketch.reference import estimates, reached
 from sparseinfer.kernels.top_k import among_largest
 
 
-def gated_ffn(x: Tensor, weights: FfnWeights, candidates: Tensor | None = None) -> FfnOutput:
-    """The function of `sparseinfer.kernels.gated_ffn`, dense, in fp32.
+def gated_ffn(
+    x: Tensor, weights: FfnWeights, candidates: Tensor | None = None, math: Math = "fp32"
+) -> FfnOutput:
+    """The function of `sparseinfer.kernels.gated_ffn`, dense.
 
     Args:
         x: [B, H] fp32, contiguous; any number of rows.
-        weights: widened to fp32 a block of rows at a time.
+        weights: unpacked a block of rows at a time.
         candidates: bool [B, I], neurons to consider; in place of a predictor.
+        math: of the three products; predictors and sketches choose in fp32 in any case.
 
     Returns:
         y [B, H] fp32 and counts [B, 2] int64, the rows a sparse kernel would read. h is exactly 0
@@ -40,7 +44,8 @@ def gated_ffn(x: Tensor, weights: FfnWeights, candidates: Tensor | None = None) 
     """
     check_input(x, weights)
     check_candidates(candidates, x, weights)
-    gate, up = project(x, weights.gate_projection), project(x, weights.up_projection)
+    gate = project(x, weights.gate_projection, math)
+    up = project(x, weights.up_projection, math)
     a = activation(weights.phi, gate.y)
     chosen = choose(x, weights) if candidates is None else candidates
     keep = ~(a == 0) if weights.sketch is not None else kept(a, weights.threshold)
@@ -49,7 +54,7 @@ def gated_ffn(x: Tensor, weights: FfnWeights, candidates: Tensor | None = None) 
     if weights.top_k is not None:
         keep &= among_largest(torch.where(keep, a, 0.0), weights.top_k)
     h = torch.where(keep, a * up_activation(weights.psi, up.y), 0.0)
-    y, used = project(h, weights.down_projection)
+    y, used = project(h, weights.down_projection, math)
     counts = torch.stack((keep.sum(1), (h != 0).sum(1) if used is None else used), 1)
     gates = None if chosen is None else chosen.sum(1)
     return ffn_output(y, counts, gate.used, up.used, weights, gates)

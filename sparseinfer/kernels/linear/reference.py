@@ -1,23 +1,23 @@
-"""The linear layer in plain torch fp32."""
+"""The linear layer in plain torch: kernels are tested against it, and a GPU runs prompts by it."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from sparseinfer.kernels.gemm import Math
 from sparseinfer.kernels.linear import check_bias, check_input
 from sparseinfer.kernels.matrix import Matrix
-
-# Bound of the fp32 copy of weights that exists at one time.
-_COPY_BYTES = 64 << 20
+from sparseinfer.kernels.products import times_transposed
 
 
-def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias in fp32.
+def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None, math: Math = "fp32") -> Tensor:
+    """x @ weight.T + bias.
 
     Args:
         x: [B, K] fp32, contiguous; any number of rows.
-        weight: [N, K]; widened to fp32 a block of outputs at a time.
+        weight: [N, K]; unpacked a block of outputs at a time.
         bias: [N] fp32 or None.
+        math: of the product.
 
     Returns:
         [B, N] fp32.
@@ -27,11 +27,7 @@ def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
     """
     check_bias(weight, bias)
     check_input(x, weight)
-    block = max(1, _COPY_BYTES // (4 * weight.columns))
-    y = x.new_empty(x.shape[0], weight.rows)
-    for begin in range(0, weight.rows, block):
-        end = min(begin + block, weight.rows)
-        y[:, begin:end] = x @ weight.float(begin, end).T
+    y = times_transposed(x, weight, math)
     if bias is not None:
         y += bias
     return y

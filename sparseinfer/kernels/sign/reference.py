@@ -16,7 +16,7 @@ def candidates(x: Tensor, predictor: SignBits) -> Tensor:
 
 def negatives(x: Tensor, predictor: SignBits) -> Tensor:
     """Products x_j W_ij of negative sign, int64 [B, I]; 0 counts as positive."""
-    shifts = torch.arange(8, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=x.device)
     bits = (predictor.bits[:, :, None] >> shifts & 1).flatten(1)[:, : predictor.hidden]
     signs = 1.0 - 2.0 * bits.float()
     # A sum of +-1 is exact in fp32; differing signs are what it lacks of H, halved.

@@ -217,5 +217,5 @@ def _pack_bits(tops: Tensor) -> Tensor:
 
 
 def _unpack_bits(data: Tensor, groups: int) -> Tensor:
-    shifts = torch.arange(8, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=data.device)
     return (data[:, :, None] >> shifts & 1).reshape(len(data), groups, GROUP)

@@ -1,0 +1,86 @@
+"""Many tokens of one sequence through the model in plain torch, on the device of its weights.
+
+No neuron is skipped: masks are applied to what was computed. The counts say what sparse kernels
+would have read.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sparseinfer.config import ModelConfig
+from sparseinfer.engine.cache import KVCache
+from sparseinfer.engine.counts import layer_counts
+from sparseinfer.engine.prefill import embed, rms_norm
+from sparseinfer.engine.rope import Rope
+from sparseinfer.kernels.attention.reference import attend
+from sparseinfer.kernels.decoder.cpu import AttentionShape
+from sparseinfer.kernels.gated_ffn.reference import gated_ffn
+from sparseinfer.kernels.gemm import Math
+from sparseinfer.kernels.linear.reference import linear
+from sparseinfer.kernels.projection.reference import project
+from sparseinfer.packed import Weights
+
+
+class TorchPass:
+    """Computes a chunk of tokens; activations are fp32.
+
+    Args:
+        weights: on one device.
+        math: of the layers' products. Logits are fp32 throughout: they are compared and summed up.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, rope: Rope, math: Math = "fp32"
+    ) -> None:
+        self._config = config
+        self._weights = weights
+        self._rope = rope
+        self._math: Math = math
+        self._attention = AttentionShape(
+            config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window
+        )
+
+    def __call__(
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores keys and values of ids [T] behind those of the cache, which has room for them.
+
+        Returns:
+            logits [T or 1, V] fp32, and counts, see `sparseinfer.engine.counts`.
+        """
+        tokens, start = ids.shape[0], cache.length
+        hidden = embed(self._weights.embedding, ids)
+        cos, sin = self._rope.tables(start, start + tokens)
+        counts = []
+        for index, layer in enumerate(self._weights.layers):
+            x = self._normed(hidden, layer.input_norm)
+            inward = [project(x, one, self._math) for one in layer.inward]
+            qkv = inward[0].y if len(inward) == 1 else torch.cat([one.y for one in inward], 1)
+            attended = attend(
+                qkv,
+                cache.keys[index],
+                cache.values[index],
+                cos,
+                sin,
+                start,
+                self._attention,
+                self._math,
+            )
+            outward = project(attended, layer.outward, self._math)
+            hidden = hidden + outward.y
+            ffn = gated_ffn(self._normed(hidden, layer.ffn_norm), layer.ffn, math=self._math)
+            hidden = hidden + ffn.y
+            counts.append(layer_counts([*inward, outward], ffn))
+        if not all_logits:
+            hidden = hidden[-1:]
+        hidden = rms_norm(hidden, self._weights.final_norm, self._config.rms_norm_eps)
+        return linear(hidden, self._weights.head), torch.stack(counts)
+
+    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """What a layer's matrices get."""
+        x = rms_norm(x, weight, self._config.rms_norm_eps)
+        return x.relu() if self._weights.input_relu else x
+
+
+__all__ = ["TorchPass"]
