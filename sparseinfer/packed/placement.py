@@ -52,7 +52,7 @@ class Placement:
     def refresh(self) -> None:
         """Copies vectors again, into the memory they have: after thresholds changed in place."""
         for original, copy in self._copies.values():
-            if original.ndim == 1:
+            if original.ndim == 1 and copy is not original:
                 copy.copy_(original)
 
     @property
@@ -61,8 +61,8 @@ class Placement:
         return sum(copy.nbytes for _, copy in self._copies.values())
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        # `to` returns the tensor itself where it is there already.
-        return tensor.detach().to(self.device, copy=True).contiguous()
+        # What is there already stays where it is; `contiguous` copies nothing twice then.
+        return tensor.detach().to(self.device).contiguous()
 
 
 def nbytes_of(weights: Any) -> int:
