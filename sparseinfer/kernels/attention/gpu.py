@@ -50,7 +50,7 @@ class AttentionTile:
         row = triton.next_power_of_2(shape.head_dim) * kv_dtype.itemsize
         group = triton.next_power_of_2(shape.heads // shape.kv_heads)
         slots = max(1, warps * 32 * 16 // row)
-        return cls(deep=max(1, min(8, 32 // group)), slots=slots, warps=warps)
+        return cls(deep=max(1, min(8, 16 // group)), slots=slots, warps=warps)
 
     @property
     def positions(self) -> int:
@@ -233,12 +233,12 @@ def _shares(position, splits, WINDOW: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def _rounded(x, TYPE: tl.constexpr):
-    """fp32 x at the nearest value of a type, ties to even.
+    """fp32 x at the nearest value of a type, fp32 or bf16; ties to even.
 
     Spelled out, because Triton's interpreter cuts digits off where a GPU rounds.
     """
     nearest = x
-    if TYPE == tl.bfloat16:
+    if TYPE.primitive_bitwidth == 16:
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
         nearest = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
@@ -332,43 +332,46 @@ def _attend(
             new = position * HEAD_DIM + lane
             tl.store(key_rows + new, key.to(TYPE), mask=inner)
             tl.store(value_rows + new, value.to(TYPE), mask=inner)
-        has = slot == tl.where(split == used - 1, 0, -1)
-        score = tl.sum(q * key[None, :], axis=1)
-        top = tl.where(has[None, :], score[:, None], -float("inf"))
-        weight = tl.where(has[None, :] & (query >= 0)[:, None], 1.0, 0.0)
-        total = tl.where(has[None, :, None] & (query >= 0)[:, None, None], value[None, None, :], 0.0)
+        # Everything is [group, deep, slot, dim] from here on, so that a thread goes on with what it
+        # has loaded, whatever it makes of it.
+        q = q[:, None, None, :]
+        has = (slot == tl.where(split == used - 1, 0, -1))[None, None, :, None]
+        score = tl.sum(q * key[None, None, None, :], axis=3, keep_dims=True)
+        top = tl.where(has, score, -float("inf"))
+        weight = tl.where(has, score * 0 + 1, 0.0)
+        total = tl.where(has, value[None, None, None, :] + score * 0, 0.0)
 
         first = position - before + split * each * TILE
         end = tl.minimum(first + each * TILE, position)
-        offset = deep[:, None] * SLOTS + slot[None, :]
-        place = offset[:, :, None] * HEAD_DIM + lane[None, None, :]
+        offset = (deep[:, None] * SLOTS + slot[None, :])[None, :, :, None]
+        place = offset * HEAD_DIM + lane[None, None, None, :]
         for begin in tl.range(first, end, TILE, num_stages=STAGES):
             inside = begin + offset < end
-            there = inside[:, :, None] & inner[None, None, :]
+            there = inside & inner[None, None, None, :]
             tile = begin * HEAD_DIM
             k = tl.load(key_rows + tile + place, mask=there, other=0.0).to(tl.float32)
             v = tl.load(value_rows + tile + place, mask=there, other=0.0).to(tl.float32)
-            scores = tl.sum(q[:, None, None, :] * k[None, :, :, :], axis=3)
-            scores = tl.where(inside[None, :, :], scores, -float("inf"))
-            raised = tl.maximum(top, tl.max(scores, axis=1))
+            scores = tl.sum(q * k, axis=3, keep_dims=True)
+            scores = tl.where(inside, scores, -float("inf"))
+            raised = tl.maximum(top, tl.max(scores, axis=1, keep_dims=True))
             # A slot that has seen nothing yet has no maximum to subtract.
             base = tl.where(raised == -float("inf"), 0.0, raised)
-            weights = tl.exp2(scores - base[:, None, :])
+            weights = tl.exp2(scores - base)
             faded = tl.exp2(top - base)
-            weight = weight * faded + tl.sum(weights, axis=1)
-            total *= faded[:, :, None]
-            total += tl.sum(weights[:, :, :, None] * v[None, :, :, :], axis=1)
+            weight = weight * faded + tl.sum(weights, axis=1, keep_dims=True)
+            total = total * faded + tl.sum(weights * v, axis=1, keep_dims=True)
             top = raised
 
-        highest = tl.max(top, axis=1)
+        highest = tl.max(top, axis=2, keep_dims=True)
         base = tl.where(highest == -float("inf"), 0.0, highest)
-        faded = tl.exp2(top - base[:, None])
-        share = ((row * heads + head * GROUP + query) * splits) + split
-        real = query < GROUP
+        faded = tl.exp2(top - base)
+        share = (((row * heads + head * GROUP + query) * splits) + split)[:, None, None, None]
+        real = (query < GROUP)[:, None, None, None]
         tl.store(tops + share * 2, highest, mask=real)
-        tl.store(tops + share * 2 + 1, tl.sum(weight * faded, axis=1), mask=real)
-        whole = tl.sum(total * faded[:, :, None], axis=1)
-        tl.store(sums + share[:, None] * HEAD_DIM + lane[None, :], whole, mask=mask)
+        tl.store(tops + share * 2 + 1, tl.sum(weight * faded, axis=2, keep_dims=True), mask=real)
+        whole = tl.sum(total * faded, axis=2, keep_dims=True)
+        dim = lane[None, None, None, :]
+        tl.store(sums + share * HEAD_DIM + dim, whole, mask=real & (dim < HEAD_DIM))
 
 
 @triton.jit
