@@ -20,7 +20,6 @@ from sparseinfer.kernels.decoder.gpu import GpuRows
 Decode = Callable[[GpuRows], tuple[Tensor, Tensor]]
 
 _NO_TOKEN = -1
-_FIELDS = 5
 
 
 class GpuStep:
@@ -46,7 +45,7 @@ class GpuStep:
         self._scratch = scratch
         self._device = device
         self._on_gpu = device.type == "cuda"
-        self._asked = torch.empty(_FIELDS, rows, dtype=torch.int64, pin_memory=self._on_gpu)
+        self._asked = torch.empty(GpuRows.FIELDS, rows, dtype=torch.int64, pin_memory=self._on_gpu)
         self._table = torch.empty_like(self._asked, device=device, pin_memory=False)
         self._logits: Tensor | None = None
         self._counts: Tensor | None = None
@@ -92,7 +91,7 @@ class GpuStep:
     def _run(self) -> None:
         """From the table on the host to results on the host."""
         self._table.copy_(self._asked, non_blocking=True)
-        logits, counts = self._decode(GpuRows(*self._table))
+        logits, counts = self._decode(GpuRows.of(self._table))
         if self._logits is None or self._counts is None:
             self._logits, self._counts = self._on_host(logits), self._on_host(counts)
         self._logits.copy_(logits, non_blocking=True)

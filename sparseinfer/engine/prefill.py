@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
@@ -11,11 +10,12 @@ from sparseinfer.engine.counts import layer_counts
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.attention.prefill import attend
 from sparseinfer.kernels.decoder.cpu import AttentionShape
+from sparseinfer.kernels.embedding.reference import embed
 from sparseinfer.kernels.gated_ffn.prefill import gated_ffn
 from sparseinfer.kernels.gemm import Gemm, Math, choose_math
 from sparseinfer.kernels.linear.cpu import CpuLinear
 from sparseinfer.kernels.linear.prefill import linear
-from sparseinfer.kernels.matrix import Matrix
+from sparseinfer.kernels.norm.reference import rms_norm
 from sparseinfer.kernels.projection.prefill import project
 from sparseinfer.kernels.threads import CpuPool
 from sparseinfer.packed import Weights
@@ -87,15 +87,4 @@ class Prefill:
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """What a layer's matrices get."""
-        x = rms_norm(x, weight, self._config.rms_norm_eps)
-        return x.relu_() if self._weights.input_relu else x
-
-
-def embed(embedding: Matrix, ids: torch.Tensor) -> torch.Tensor:
-    """Rows ids [T] of the embedding [V, H] as fp32 [T, H]."""
-    return Matrix(embedding.format, embedding.data[ids], embedding.columns).float()
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm (1910.07467) of x [T, H] fp32."""
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+        return rms_norm(x, weight, self._config.rms_norm_eps, relu=self._weights.input_relu)

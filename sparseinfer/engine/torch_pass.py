@@ -11,13 +11,14 @@ import torch
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.counts import layer_counts
-from sparseinfer.engine.prefill import embed, rms_norm
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.attention.reference import attend
 from sparseinfer.kernels.decoder.cpu import AttentionShape
+from sparseinfer.kernels.embedding.reference import embed
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn
 from sparseinfer.kernels.gemm import Math
 from sparseinfer.kernels.linear.reference import linear
+from sparseinfer.kernels.norm.reference import rms_norm
 from sparseinfer.kernels.projection.reference import project
 from sparseinfer.packed import Weights
 
@@ -79,8 +80,7 @@ class TorchPass:
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """What a layer's matrices get."""
-        x = rms_norm(x, weight, self._config.rms_norm_eps)
-        return x.relu() if self._weights.input_relu else x
+        return rms_norm(x, weight, self._config.rms_norm_eps, relu=self._weights.input_relu)
 
 
 __all__ = ["TorchPass"]

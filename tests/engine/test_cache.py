@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sparseinfer import arch
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
-from sparseinfer.engine.prefill import rms_norm
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.attention.reference import rotate
+from sparseinfer.kernels.norm.reference import rms_norm
 
 LAYERS, HEADS, HEAD_DIM = 2, 3, 4
 

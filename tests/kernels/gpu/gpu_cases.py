@@ -53,7 +53,7 @@ def close(found: Tensor, x: Tensor, weight: Matrix, bias: Tensor | None = None) 
 
 
 def placed(part: Any) -> Any:
-    """A tensor, or a dataclass or dict of such, where the kernels run."""
+    """A tensor, or a dataclass, named tuple, list or dict of such, where the kernels run."""
     return _placed(part, {})
 
 
@@ -70,6 +70,10 @@ def _placed(part: Any, made: dict[int, Any]) -> Any:
             moved_part = part.to(DEVICE)
         elif isinstance(part, dict):
             moved_part = {name: _placed(value, made) for name, value in part.items()}
+        elif isinstance(part, tuple) and hasattr(part, "_fields"):
+            moved_part = type(part)(*(_placed(one, made) for one in part))
+        elif isinstance(part, list):
+            moved_part = [_placed(one, made) for one in part]
         elif is_dataclass(part) and not isinstance(part, type):
             names = [field.name for field in fields(part)]
             moved_part = replace(
