@@ -1,9 +1,9 @@
 """Some of a layer's neurons as a layer of their own: two parts add up to the whole.
 
-A part is an ordinary `FfnWeights`, so that whatever computes a layer computes a part, on any device.
-Its rows are copied, once, and then lie one after the other: the CPU's gates stream through them as
-through a whole matrix. Copies take memory of the part's size also where the weights are mapped from
-a file; a range of neurons without gaps is not copied.
+A part is an ordinary `FfnWeights`: whatever computes a layer, on any device, computes a part. Its
+rows are copied, once, and then lie one after the other, so that gates stream through them as through
+a whole matrix. Copies take memory of the part's size also where the weights are mapped from a file;
+a range of neurons without gaps is not copied.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def allocated(size: int) -> Tensor:
 
 
 def why_whole(weights: FfnWeights) -> str:
-    """Why neurons of these weights cannot be taken apart, as the rest of a sentence that names them;
-    empty where they can."""
+    """Why neurons of these weights cannot be taken apart: "a layer that ...". Empty where they can
+    be."""
     if weights.top_k is not None:
         return "keeps the k largest of all neurons"
     if weights.gate_by_input or weights.up_by_input:
@@ -98,7 +98,7 @@ def select(
 
 
 def check_neurons(neurons: Tensor, intermediate: int) -> None:
-    """Raises ValueError unless `neurons` is int64 [N] on the CPU, ascending and within the layer."""
+    """Raises ValueError unless `neurons` is int64 [N] on the CPU, ascending, within the layer."""
     if neurons.ndim != 1 or neurons.dtype != torch.int64 or not neurons.is_cpu:
         raise ValueError("neurons must be [N] int64 on the CPU")
     if len(neurons) == 0:
@@ -226,9 +226,7 @@ def _copied(beside: list[Tensor], neurons: Tensor, memory: Memory) -> dict[int, 
     held = memory(len(neurons) * stride * size)[: len(neurons) * stride * size]
     rows = held.view(whole.dtype).view(len(neurons), stride)
     torch.index_select(whole, 0, neurons, out=rows[:, :width])
-    return {
-        id(one): rows[:, one.storage_offset() - begin :][:, : one.shape[1]] for one in beside
-    }
+    return {id(one): rows[:, one.storage_offset() - begin :][:, : one.shape[1]] for one in beside}
 
 
 def _predictor(
