@@ -1,9 +1,9 @@
 """Some of a layer's neurons as a layer of their own: two parts add up to the whole.
 
 A part is an ordinary `FfnWeights`: whatever computes a layer, on any device, computes a part. Its
-rows are copied, once, and then lie one after the other, so that gates stream through them as through
-a whole matrix. Copies take memory of the part's size also where the weights are mapped from a file;
-a range of neurons without gaps is not copied.
+rows are copied, once, and then lie one after the other, so that gates stream through them as
+through a whole matrix. Copies take memory of the part's size also where the weights are mapped from
+a file; a range of neurons without gaps is not copied.
 """
 
 from __future__ import annotations

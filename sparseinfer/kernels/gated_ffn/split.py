@@ -3,7 +3,7 @@
 A decode step with such layers is no single CUDA graph: the host has work in the middle of each.
 `SplitFfn.steps` is a generator that stops where the host's turn is, and gives what it has to do.
 Work of a whole model that calls it with `yield from` stops there too, so that what lies between two
-stops can be captured as one graph (`engine.segments`):
+stops can be captured as one graph (`kernels.segments`):
 
     ... norm, question sent | mark | hot neurons | CPU computes | answer added, next layer ...
 
@@ -12,16 +12,14 @@ A layer that is all hot does not stop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
 
 from sparseinfer.kernels.gated_ffn import FfnOutput
 from sparseinfer.kernels.gated_ffn.cold import ColdFfn
-
-Host = Callable[[], None]
-"""What the host does between two pieces of the GPU's work."""
+from sparseinfer.kernels.segments import Steps, run
 
 
 class SplitFfn:
@@ -54,7 +52,7 @@ class SplitFfn:
         """
         return run(self.steps(x))
 
-    def steps(self, x: Tensor) -> Generator[Host, None, FfnOutput]:
+    def steps(self, x: Tensor) -> Steps[FfnOutput]:
         """The same piece by piece; the caller does what it is given before it goes on."""
         rows = x.shape[0]
         if self.cold is not None:
@@ -66,16 +64,6 @@ class SplitFfn:
             return found
         yield partial(self.cold.compute, rows)
         return added(found, self.cold.landed(rows))
-
-
-def run(steps: Generator[Host, None, FfnOutput]) -> FfnOutput:
-    """Goes through `steps`, the host's parts included."""
-    while True:
-        try:
-            host = next(steps)
-        except StopIteration as end:
-            return end.value
-        host()
 
 
 def added(hot: FfnOutput | None, cold: FfnOutput) -> FfnOutput:
@@ -90,4 +78,4 @@ def added(hot: FfnOutput | None, cold: FfnOutput) -> FfnOutput:
     )
 
 
-__all__ = ["Host", "SplitFfn", "added", "run"]
+__all__ = ["SplitFfn", "added"]
