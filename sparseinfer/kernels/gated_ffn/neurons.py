@@ -118,51 +118,63 @@ def others(neurons: Tensor, intermediate: int) -> Tensor:
 
 @dataclass(frozen=True)
 class NeuronBytes:
-    """What a neuron of a layer weighs.
+    """What a neuron of a layer weighs, and what it costs to compute.
 
     Attributes:
-        gate, up, down: of its rows; of planes, both.
-        chooser: of its row in a predictor or in a sketch beside the weights.
+        neurons: I.
+        rows: bytes of gate, up and down.
+        chooser: of its row in a predictor, or in a sketch beside the weights.
         vectors: of its thresholds and biases.
         shared: of what a predictor has for all neurons together.
+        deciding: that are read to know whether it fires: of a gate row, or of the chooser.
+        computing: that are read besides where it fires.
+        guidable: whether something else may decide, see `guide`.
     """
 
-    gate: int
-    up: int
-    down: int
+    neurons: int
+    rows: int
     chooser: int
     vectors: int
     shared: int
+    deciding: int
+    computing: int
+    guidable: bool
 
     @classmethod
     def of(cls, weights: FfnWeights) -> NeuronBytes:
+        rows = weights.gate.row_bytes + weights.up.row_bytes + weights.down.row_bytes
         vectors = (weights.gate_bias, weights.up_bias, weights.down_input)
-        chooser = shared = 0
-        if isinstance(weights.predictor, LowRank):
-            outward, inward = weights.predictor.outward, weights.predictor.inward
-            chooser, shared = outward.row_bytes + _FP32, inward.rows * inward.row_bytes
-        elif weights.predictor is not None:
-            chooser = weights.predictor.bits.shape[1]
-        elif weights.sketch is not None and isinstance(weights.gate, Matrix):
-            chooser = weights.sketch.gate.sketch_row_bytes + weights.sketch.up.sketch_row_bytes
+        predictor, sketch = weights.predictor, weights.sketch
+        in_planes = isinstance(weights.gate, PlaneMatrix)
+        deciding, shared = weights.gate.row_bytes, 0
+        if isinstance(predictor, LowRank):
+            deciding = predictor.outward.row_bytes + _FP32
+            shared = predictor.inward.rows * predictor.inward.row_bytes
+        elif predictor is not None:
+            deciding = predictor.bits.shape[1]
+        elif sketch is not None:
+            deciding = sketch.gate.sketch_row_bytes + sketch.up.sketch_row_bytes
+        chooses = weights.chooses_candidates
         return cls(
-            gate=weights.gate.row_bytes,
-            up=weights.up.row_bytes,
-            down=weights.down.row_bytes,
-            chooser=chooser,
+            neurons=weights.intermediate,
+            rows=rows,
+            chooser=deciding if chooses and not in_planes else 0,
             vectors=_FP32 * (1 + sum(one is not None for one in vectors)),
             shared=shared,
+            deciding=deciding,
+            computing=sum(weights.neuron_bytes) if chooses else rows - deciding,
+            guidable=not in_planes,
         )
 
     @property
-    def rows(self) -> int:
-        """Of gate, up and down."""
-        return self.gate + self.up + self.down
+    def hot(self) -> int:
+        """Bytes on the GPU of a hot neuron."""
+        return self.rows + self.chooser + self.vectors
 
     @property
-    def all(self) -> int:
-        """All that belongs to the neuron alone."""
-        return self.rows + self.chooser + self.vectors
+    def guide(self) -> int:
+        """Bytes on the GPU of a cold neuron that the GPU decides about."""
+        return self.deciding + self.vectors
 
 
 def row_tensors(weights: FfnWeights) -> list[Tensor]:
