@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from gpu_parts.layers import SHAPES, inputs, layer_copies
-from sparseinfer.kernels.gated_ffn.gpu import FfnTiles, GpuGatedFfn
+from sparseinfer.kernels.gated_ffn.gpu import GpuGatedFfn
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTiles
 from sparseinfer.kernels.gpu_rows import RowTile
 from sparseinfer.kernels.gpu_timing import microseconds
 from sparseinfer.kernels.gpu_tuning import TuningCache

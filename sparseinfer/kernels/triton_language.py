@@ -6,6 +6,8 @@ and slowly: that is how they are tested where there is no GPU.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from sparseinfer.errors import UnsupportedError
@@ -15,16 +17,24 @@ class TritonMissingError(UnsupportedError, ImportError):
     """Triton is not installed."""
 
 
-try:
-    import triton
-    import triton.language as tl
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "triton":
-        raise
-    raise TritonMissingError(
-        "Triton, which the GPU kernels need, is not installed: pip install 'sparseinfer[gpu]', or "
-        "use --device cpu"
-    ) from error
+if TYPE_CHECKING:
+    # Kernels are a language of their own, which no type checker for Python knows.
+    triton: Any
+
+    class tl(Any):
+        class constexpr(Any): ...
+
+else:
+    try:
+        import triton
+        import triton.language as tl
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "triton":
+            raise
+        raise TritonMissingError(
+            "Triton, which the GPU kernels need, is not installed: pip install 'sparseinfer[gpu]', "
+            "or use --device cpu"
+        ) from error
 
 OLDEST = (8, 0)
 """Compute capability from which bf16 is native."""

@@ -12,8 +12,8 @@ A NaN activation counts as kept, so that bad input shows in the output. Weights 
 * top_k: of the neurons that reach their threshold, only the k of largest |a| are kept;
 * thresholds on inputs (`input_mask`): gate and up see 0 where x misses theirs, down where h does.
 
-`reference` is plain torch, `prefill` serves many rows at once, `cpu` and `gpu` read the rows of up
-and down of kept neurons only (decode).
+`reference` is plain torch, `prefill` serves many rows at once, `cpu` and `gpu_rules.gpu_ffn` read
+the rows of up and down of kept neurons only (decode).
 """
 
 from __future__ import annotations

@@ -94,6 +94,7 @@ def list_candidates(
 
 @triton.jit
 def gather_neurons(
+    gate_x,
     x,
     index,
     count,
@@ -141,6 +142,7 @@ def gather_neurons(
     """One program computes its share of the listed neurons.
 
     Args:
+        gate_x, x: fp32 [BATCH, columns], what gate and up multiply.
         candidates: uint8 [BATCH, I], used where GATES: gates are computed here.
         activations: [I, PADDED]; else read here. Where not DOWN, h is left there.
         partial: [programs, BATCH, columns], written where DOWN: down is added up here, in
@@ -168,8 +170,8 @@ def gather_neurons(
         place = row[:, None] * PADDED + batch[None, :]
         if GATES:
             g = row_products(
-                gate_data, gate_scales, gate_data_stride, gate_scale_stride, row, inside, x,
-                columns, BATCH, PADDED, ROWS, GROUPS, STAGES, KIND,
+                gate_data, gate_scales, gate_data_stride, gate_scale_stride, row, inside,
+                gate_x, columns, BATCH, PADDED, ROWS, GROUPS, STAGES, KIND,
             )  # fmt: skip
             if GATE_BIASED:
                 g += tl.load(gate_bias + row, mask=inside, other=0.0)[:, None]

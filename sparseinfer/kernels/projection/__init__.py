@@ -4,7 +4,8 @@
 
 Stored by output, a matrix is [N, K] and all of it is read. Stored by input ("input-major") it is
 [K, N]: what belongs to an input that does not count is one row, which decoding leaves unread.
-`reference` is plain torch, `prefill` serves prompts; in decoding it is a part of `decoder`.
+`reference` is plain torch, `prefill` serves prompts, `gpu` decodes on a GPU; in decoding on the CPU
+it is a part of `decoder`.
 """
 
 from __future__ import annotations

@@ -66,26 +66,42 @@ class GpuSparseInputLinear:
         return SparseInputOutput(y, reads[:, 0])
 
     def _block(self, x: Tensor, y: Tensor, reads: Tensor) -> None:
-        batch, inputs = x.shape
-        padded = triton.next_power_of_2(batch)
-        listed = Segments.empty(inputs, _SEGMENT, x.device)
-        values = torch.empty((inputs, padded), device=x.device)
-        counts = torch.empty((listed.number, batch, 1), dtype=torch.int32, device=x.device)
-        _list_inputs[(listed.number,)](
-            x,
-            self._threshold,
-            values,
-            listed.index,
-            listed.counts,
-            counts,
-            inputs,
-            BATCH=batch,
-            PADDED=padded,
-            SEGMENT=_SEGMENT,
-            num_warps=4,
-        )
-        partial = accumulate(values, listed, self._rows, batch, self.tile)
+        values, listed, counts = list_inputs(x, self._threshold)
+        partial = accumulate(values, listed, self._rows, len(x), self.tile)
         total(partial, self._bias, counts, y, reads)
+
+
+def list_inputs(x: Tensor, threshold: Tensor | None) -> tuple[Tensor, Segments, Tensor]:
+    """The inputs that count, for `gpu_gather`.
+
+    Args:
+        x: [B, K] fp32, contiguous, at most 16 rows.
+        threshold: [K] fp32 on |x|; None: all inputs count but those that are 0.
+
+    Returns:
+        fp32 [K, padded B], set where an input counts in any row, 0 for rows in which it does not;
+        those inputs; int32 [segments, B, 1], how many count.
+    """
+    batch, inputs = x.shape
+    padded = triton.next_power_of_2(batch)
+    listed = Segments.empty(inputs, _SEGMENT, x.device)
+    values = torch.empty((inputs, padded), device=x.device)
+    counts = torch.empty((listed.number, batch, 1), dtype=torch.int32, device=x.device)
+    _list_inputs[(listed.number,)](
+        x,
+        x if threshold is None else threshold,
+        values,
+        listed.index,
+        listed.counts,
+        counts,
+        inputs,
+        BOUNDED=threshold is not None,
+        BATCH=batch,
+        PADDED=padded,
+        SEGMENT=_SEGMENT,
+        num_warps=4,
+    )
+    return values, listed, counts
 
 
 @triton.jit
@@ -97,6 +113,7 @@ def _list_inputs(
     count,
     reads,
     inputs,
+    BOUNDED: tl.constexpr,
     BATCH: tl.constexpr,
     PADDED: tl.constexpr,
     SEGMENT: tl.constexpr,
@@ -108,9 +125,11 @@ def _list_inputs(
     inside = column < inputs
     mask = inside[:, None] & (batch < BATCH)[None, :]
     value = tl.load(x + batch[None, :] * inputs + column[:, None], mask=mask, other=0.0)
-    least = tl.load(threshold + column, mask=inside, other=0.0)
     # Said by what is dropped, so that NaN, which compares false, is kept.
-    keep = ~((tl.abs(value) < least[:, None]) | (value == 0))
+    keep = ~(value == 0)
+    if BOUNDED:
+        least = tl.load(threshold + column, mask=inside, other=0.0)
+        keep = keep & ~(tl.abs(value) < least[:, None])
     wanted = tl.sum(keep.to(tl.int32), axis=1) > 0
     place = column[:, None] * PADDED + batch[None, :]
     every = wanted[:, None] & (batch >= 0)[None, :]

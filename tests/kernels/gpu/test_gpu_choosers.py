@@ -10,7 +10,8 @@ from gpu_cases import DEVICE, ffn_to_gpu, normal, placed
 from matrices import poison
 
 from sparseinfer.kernels.gated_ffn import FfnWeights
-from sparseinfer.kernels.gated_ffn.gpu import FfnTiles, GpuGatedFfn
+from sparseinfer.kernels.gated_ffn.gpu import GpuGatedFfn
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTiles
 from sparseinfer.kernels.gated_ffn.reference import choose, gated_ffn
 from sparseinfer.kernels.gpu_rows import RowTile
 from sparseinfer.kernels.lowrank import LowRank

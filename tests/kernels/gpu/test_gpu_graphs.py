@@ -10,8 +10,10 @@ import torch
 from ffn_oracle import case
 from gpu_cases import DEVICE, ffn_to_gpu, gpu_matrix, normal
 
-from sparseinfer.kernels.gated_ffn.gpu import GpuGatedFfn
+from sparseinfer.kernels.gated_ffn import FfnWeights
+from sparseinfer.kernels.gated_ffn.gpu_rules import gpu_ffn
 from sparseinfer.kernels.linear.gpu import GpuLinear
+from sparseinfer.kernels.quantize import quantize
 from sparseinfer.kernels.sign import SignBits
 from sparseinfer.kernels.sparse_input_linear.gpu import GpuSparseInputLinear
 
@@ -51,11 +53,27 @@ def test_sparse_input_linear(rows):
     check(lambda x: op(x).y, rows, 96)
 
 
+def in_the_order_of_inputs(weights: FfnWeights) -> FfnWeights:
+    """Gate and up stored by input, with thresholds."""
+    gate, up = (quantize(one.float().T.contiguous(), "bf16") for one in (weights.gate, weights.up))
+    least = torch.full((96,), 0.5)
+    return replace(
+        weights, gate=gate, up=up, gate_by_input=True, up_by_input=True, gate_input=least,
+        up_input=least, down_input=torch.full((300,), 0.1),
+    )  # fmt: skip
+
+
+RULES = {
+    "gate-first": lambda weights: weights,
+    "sign": lambda weights: replace(weights, predictor=SignBits.of(weights.gate, 1.0)),
+    "top-k": lambda weights: replace(weights, top_k=40),
+    "by input": in_the_order_of_inputs,
+}
+
+
 @pytest.mark.parametrize("rows", [1, 5])
-@pytest.mark.parametrize("predicted", [False, True])
-def test_gated_ffn(rows, predicted):
+@pytest.mark.parametrize("rule", RULES)
+def test_gated_ffn(rows, rule):
     _, weights = case(96, 300, density=0.3)
-    if predicted:
-        weights = replace(weights, predictor=SignBits.of(weights.gate, 1.0))
-    op = GpuGatedFfn(ffn_to_gpu(weights))
+    op = gpu_ffn(ffn_to_gpu(RULES[rule](weights)))
     check(lambda x: op(x).y, rows, 96)
