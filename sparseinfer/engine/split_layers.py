@@ -71,7 +71,7 @@ class SplitLayers:
 def _in_triton(make_hot: HotOp | None, make_guide: GuideOp | None) -> tuple[HotOp, GuideOp]:
     # Triton is slow to import, and optional.
     if make_hot is None:
-        from sparseinfer.kernels.gated_ffn.gpu import GpuGatedFfn as make_hot
+        from sparseinfer.kernels.gated_ffn.gpu_rules import gpu_ffn as make_hot
     if make_guide is None:
         from sparseinfer.kernels.gated_ffn.gpu_guide import GpuGuide as make_guide
     return make_hot, make_guide

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Generator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -36,14 +36,15 @@ class Segments(Generic[Result]):
         work: makes the generator. Its tensors live as long as this does, and are the same in every
             run; it is gone through twice, the first time to compile kernels.
         device: a GPU.
-        pool: memory that graphs share which never run at the same time; None: memory of its own.
+        pool: handle of memory that graphs share which never run at the same time; None: memory of
+            its own.
     """
 
     def __init__(
         self,
         work: Callable[[], Steps[Result]],
         device: torch.device,
-        pool: tuple[int, int] | None = None,
+        pool: Any = None,
     ) -> None:
         self._pieces: list[tuple[torch.cuda.CUDAGraph, Host | None]] = []
         # Tensors go from piece to piece, so that all take their memory from one pool.
@@ -61,7 +62,7 @@ class Segments(Generic[Result]):
                 pass
         torch.cuda.current_stream(device).wait_stream(stream)
 
-    def _capture(self, steps: Steps[Result], pool: tuple[int, int]) -> Host | None:
+    def _capture(self, steps: Steps[Result], pool: Any) -> Host | None:
         """Captures the next piece; what the host does behind it, None for the last one."""
         host: Host | None = None
         graph = torch.cuda.CUDAGraph()

@@ -230,15 +230,19 @@ def _bundles(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 def _copied(beside: list[Tensor], neurons: Tensor, memory: Memory) -> dict[int, Tensor]:
     """Rows of one bundle, as far apart as they were."""
-    begin = beside[0].storage_offset()
-    width = max(one.storage_offset() + one.shape[1] for one in beside) - begin
+    begin = int(beside[0].storage_offset())
+    width = max(int(one.storage_offset()) + one.shape[1] for one in beside) - begin
     stride = max(beside[0].stride(0), width)
     whole = beside[0].as_strided((beside[0].shape[0], width), (beside[0].stride(0), 1), begin)
     size = whole.element_size()
     held = memory(len(neurons) * stride * size)[: len(neurons) * stride * size]
     rows = held.view(whole.dtype).view(len(neurons), stride)
     torch.index_select(whole, 0, neurons, out=rows[:, :width])
-    return {id(one): rows[:, one.storage_offset() - begin :][:, : one.shape[1]] for one in beside}
+    starts = [int(one.storage_offset()) - begin for one in beside]
+    return {
+        id(one): rows[:, start : start + one.shape[1]]
+        for one, start in zip(beside, starts, strict=True)
+    }
 
 
 def _predictor(

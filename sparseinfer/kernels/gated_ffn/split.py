@@ -69,7 +69,8 @@ class SplitFfn:
 def added(hot: FfnOutput | None, cold: FfnOutput) -> FfnOutput:
     """Outputs of two parts, in memory of their own."""
     if hot is None:
-        return FfnOutput(*(None if part is None else part.clone() for part in cold))
+        inputs, gates = (None if one is None else one.clone() for one in cold[2:])
+        return FfnOutput(cold.y.clone(), cold.counts.clone(), inputs, gates)
     return FfnOutput(
         hot.y + cold.y,
         hot.counts + cold.counts,
