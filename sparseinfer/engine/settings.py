@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Literal, cast, get_args
+
+from pydantic import ByteSize, TypeAdapter
 
 from sparseinfer.errors import ConfigError
 from sparseinfer.kernels.gemm import MATHS, Math
@@ -42,6 +45,18 @@ def prefill_math(requested: str) -> Math | None:
     if requested != "auto" and requested not in MATHS:
         raise ConfigError(f"prefill {requested!r} is not one of auto, {', '.join(MATHS)}")
     return None if requested == "auto" else cast(Math, requested)
+
+
+def memory_size(text: str, option: str) -> int:
+    """Bytes that are written as 8GiB, 8192MiB or 8GB (of 10^9 bytes).
+
+    Raises:
+        ConfigError: anything else, naming the option; a number without a unit too, which could be
+            either.
+    """
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)? ?[KMGT]i?B", text.strip(), re.IGNORECASE | re.ASCII):
+        raise ConfigError(f"{option} {text!r} is not a size; write 8GiB, 8192MiB or 8GB")
+    return int(TypeAdapter(ByteSize).validate_python(text.strip()))
 
 
 def is_count(value: object) -> bool:

@@ -71,7 +71,19 @@ class CpuGatedFfn:
         check_candidates(candidates, x, weights)
         y = torch.empty(x.shape)
         counts = torch.empty((x.shape[0], 3), dtype=torch.int64)
-        bits = None if candidates is None else to_bits(candidates)
+        self.into(x, y, counts, None if candidates is None else to_bits(candidates))
+        rows, gates = counts.split((2, 1), 1)
+        chosen = candidates is not None or weights.chooses_candidates
+        return ffn_output(y, rows, None, None, weights, gates[:, 0] if chosen else None)
+
+    def into(self, x: Tensor, y: Tensor, counts: Tensor, bits: Tensor | None = None) -> None:
+        """What a call computes, into memory that is there, and without its checks.
+
+        Args:
+            x, y: [B, H] fp32, contiguous.
+            counts: [B, 3] int64, contiguous: rows of up, of down and of gate.
+            bits: candidates as `masks.to_bits` gives them, contiguous.
+        """
         self.native.call(
             self._pool,
             self.isa,
@@ -81,9 +93,6 @@ class CpuGatedFfn:
             counts.data_ptr(),
             x.shape[0],
         )
-        rows, gates = counts.split((2, 1), 1)
-        chosen = candidates is not None or weights.chooses_candidates
-        return ffn_output(y, rows, None, None, weights, gates[:, 0] if chosen else None)
 
 
 def native_ffn(weights: FfnWeights):
