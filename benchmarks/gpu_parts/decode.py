@@ -20,7 +20,6 @@ from gpu_parts.models import (
     silu_weights,
     without_predictor,
 )
-from sparseinfer.bench.shapes import named_shape
 from sparseinfer.bench.spread import Spread
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.counts import Counter
@@ -68,8 +67,7 @@ class OwnSide:
     def __init__(self, shape: Shape, weights: Weights, device: torch.device, steps: int) -> None:
         self.config = shape.config
         self._steps = steps
-        raw = named_shape(shape.name, shape.layers)
-        rope = resolve_rope(raw, shape.name)
+        rope = resolve_rope(shape.raw, shape.name)
         self._runner = GpuRunner(
             self.config, weights, Rope(rope.inv_freq, rope.scale), device, torch.bfloat16
         )
@@ -112,8 +110,7 @@ def transformers_side(shape: Shape, device: torch.device, steps: int) -> Decode:
     """transformers' own model of the same shape, static cache, through torch.compile."""
     import transformers
 
-    raw: dict[str, Any] = named_shape(shape.name, shape.layers)
-    config = transformers.LlamaConfig(**raw)
+    config = transformers.LlamaConfig(**shape.raw)
     config.dtype = torch.bfloat16
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -134,7 +131,7 @@ def transformers_side(shape: Shape, device: torch.device, steps: int) -> Decode:
         began = 0.0
         for index in range(steps + 3):
             if index == 3:  # those before compile, and record a graph
-                torch.cuda.synchronize(device)
+                token.cpu()
                 began = time.perf_counter()
             position = torch.tensor([[PROMPT + index]], device=device)
             torch.compiler.cudagraph_mark_step_begin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,14 +27,33 @@ _INPUTS = 2048
 
 @dataclass(frozen=True)
 class Shape:
-    """A named shape, cut down where asked for."""
+    """A Llama of some sizes.
+
+    Attributes:
+        raw: its `config.json`.
+    """
 
     name: str
-    layers: int | None = None
+    raw: dict[str, Any]
+
+    @classmethod
+    def named(cls, name: str) -> Shape:
+        """One of `sparseinfer.bench.shapes`."""
+        return cls(name, named_shape(name))
+
+    @classmethod
+    def tiny(cls) -> Shape:
+        """For the interpreter, which takes seconds for what a GPU does in microseconds."""
+        sizes = {
+            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64,
+            "max_position_embeddings": 64,
+        }  # fmt: skip
+        return cls("tiny", {**named_shape("llama2-7b"), **sizes})
 
     @property
     def config(self) -> ModelConfig:
-        return arch.model_config(named_shape(self.name, self.layers), self.name)
+        return arch.model_config(self.raw, self.name)
 
 
 def silu_weights(config: ModelConfig, device: torch.device) -> Weights:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MODEL_HELP = "Local folder (checkpoint or packed), .gguf file, hub id or alias."
 WEIGHTS_HELP = "auto (as stored), fp32, bf16, int8 or int4; a packed artifact has its own."
 DEVICE_HELP = "cpu or cuda (cuda:1: the second GPU)."
+GPU_MEMORY_HELP = (
+    "Of the GPU, at most, as 8GiB: the hottest neurons live there, the CPU has the rest."
+)
 THREADS_HELP = "Default, and the most that is used: physical cores."
 HUGE_PAGES_HELP = "Copy a packed artifact to memory: faster to run, slower to load."
 PREDICTOR_HELP = "Folder of a predictor (train-predictor): neurons to skip unread."

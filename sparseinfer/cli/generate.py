@@ -10,6 +10,7 @@ import typer
 
 from sparseinfer.cli.console import (
     DEVICE_HELP,
+    GPU_MEMORY_HELP,
     HUGE_PAGES_HELP,
     JSON_HELP,
     MODEL_HELP,
@@ -42,6 +43,7 @@ def generate(
     ] = False,
     weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
+    gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help=GPU_MEMORY_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
     huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
     predictor: Annotated[Path | None, typer.Option(help=PREDICTOR_HELP)] = None,
@@ -67,6 +69,7 @@ def generate(
     loaded = load(
         model,
         device=device,
+        gpu_memory=gpu_memory,
         weights=weights,
         threads=threads,
         huge_pages=huge_pages,

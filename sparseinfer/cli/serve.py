@@ -9,6 +9,7 @@ import typer
 
 from sparseinfer.cli.console import (
     DEVICE_HELP,
+    GPU_MEMORY_HELP,
     HUGE_PAGES_HELP,
     MODEL_HELP,
     PREDICTOR_HELP,
@@ -24,6 +25,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)] = "auto",
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
+    gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help=GPU_MEMORY_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
     huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
     predictor: Annotated[Path | None, typer.Option(help=PREDICTOR_HELP)] = None,
@@ -38,7 +40,8 @@ def serve(
         sparseinfer serve ./smollm2-135m-chess --port 8000
     """
     from sparseinfer.engine import Model
-    from sparseinfer.engine.settings import check_threads
+    from sparseinfer.engine.loading import watched_windows
+    from sparseinfer.engine.settings import check_threads, memory_size
     from sparseinfer.formats import import_dtype
     from sparseinfer.packed import open_model
     from sparseinfer.serve import create_app, run_server
@@ -48,9 +51,13 @@ def serve(
     check_threads(threads)
     resolved = resolve_model(model, dtype=import_dtype(weights))
     name = resolved.name
+    source = open_model(resolved.path)
+    budget = None if gpu_memory is None else memory_size(gpu_memory, "--gpu-memory")
     loaded = Model(
-        open_model(resolved.path),
+        source,
         device=device,
+        gpu_memory=budget,
+        windows=None if budget is None else watched_windows(source),
         weights=weights,
         threads=threads,
         huge_pages=huge_pages,

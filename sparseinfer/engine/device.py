@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
+from sparseinfer.engine.settings import size_text
 from sparseinfer.errors import ConfigError, DeviceMemoryError, UnsupportedError
 
 CPU = torch.device("cpu")
@@ -89,8 +90,9 @@ def check_room(device: torch.device, weights: int, cache: int) -> None:
     free = free_bytes(device)
     if free is not None and weights + cache > free:
         raise DeviceMemoryError(
-            f"the model needs {_gib(weights + cache)} on the GPU ({_gib(weights)} of weights, "
-            f"{_gib(cache)} for one sequence), which has {_gib(free)} free; {_SMALLER}"
+            f"the model needs {size_text(weights + cache)} on the GPU ({size_text(weights)} of "
+            f"weights, {size_text(cache)} for one sequence), which has {size_text(free)} free; "
+            f"{_SMALLER}"
         )
 
 
@@ -105,15 +107,11 @@ def gpu_memory(device: torch.device, what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         free = free_bytes(device)
-        left = "" if free is None else f", which has {_gib(free)} free"
+        left = "" if free is None else f", which has {size_text(free)} free"
         raise DeviceMemoryError(
             f"{what} does not fit the GPU's memory{left}; {_SMALLER}; fewer or shorter sequences "
             "need less"
         ) from error
-
-
-def _gib(count: int) -> str:
-    return f"{count / (1 << 30):.1f} GiB"
 
 
 __all__ = ["CPU", "check_room", "checked_device", "free_bytes", "gpu_memory"]

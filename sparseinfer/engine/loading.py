@@ -67,7 +67,7 @@ def load(
     check_threads(threads)
     resolved = resolve_model(str(model), dtype=import_dtype(weights))
     source = open_model(resolved.path)
-    budget = memory_size(gpu_memory, "gpu_memory") if isinstance(gpu_memory, str) else gpu_memory
+    budget = memory_size(gpu_memory, "--gpu-memory") if isinstance(gpu_memory, str) else gpu_memory
     return Model(
         source,
         device=device,

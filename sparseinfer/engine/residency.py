@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparseinfer.engine.settings import size_text
 from sparseinfer.errors import ConfigError
 from sparseinfer.kernels.gated_ffn.neurons import NeuronBytes, why_whole
 from sparseinfer.packed import Weights
@@ -53,9 +54,9 @@ class Residency:
 
     def __str__(self) -> str:
         return (
-            f"{_gib(self.gpu_bytes)} on the GPU with {self.hot_neurons} neurons and "
-            f"{self.hot_firings:.0%} of their firings, {_gib(self.cpu_bytes)} on the CPU, which "
-            f"reads about {self.cpu_read / 1e6:.1f} MB for a token"
+            f"{size_text(self.gpu_bytes)} on the GPU with {self.hot_neurons} neurons and "
+            f"{self.hot_firings:.0%} of their firings, {size_text(self.cpu_bytes)} on the CPU, "
+            f"which reads about {self.cpu_read / 1e6:.1f} MB for a token"
         )
 
 
@@ -151,10 +152,10 @@ def _left(budget: int, fixed: Mapping[str, int], layers: Sequence[NeuronBytes]) 
     parts = {**fixed, "predictors": sum(one.shared for one in layers)}
     least = sum(parts.values())
     if budget < least:
-        named = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
+        named = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items() if size)
         raise ConfigError(
-            f"--gpu-memory {_gib(budget)} is too little: {_gib(least)} must be on the GPU "
-            f"({named}); {_LESS}"
+            f"--gpu-memory {size_text(budget)} is too little: {size_text(least)} must be on the "
+            f"GPU ({named}); {_LESS}"
         )
     return budget - least
 
@@ -211,10 +212,6 @@ def _residency(
         hot_firings=hot_firings / firings if firings else 1.0,
         cpu_read=max(read, 0.0),
     )
-
-
-def _gib(count: int) -> str:
-    return f"{count / (1 << 30):.2f} GiB"
 
 
 __all__ = ["Residency", "fixed_bytes", "neuron_bytes", "plan", "whole_layers"]

@@ -72,6 +72,12 @@ def memory_size(text: str, option: str) -> int:
     return int(TypeAdapter(ByteSize).validate_python(text.strip()))
 
 
+def size_text(count: float) -> str:
+    """So many bytes, for people: 7.9 GiB or 12.3 MiB."""
+    unit, name = (1 << 30, "GiB") if count >= 1 << 30 else (1 << 20, "MiB")
+    return f"{count / unit:.1f} {name}"
+
+
 def is_count(value: object) -> bool:
     """Whether it is a whole number above 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
