@@ -115,12 +115,10 @@ def transformers_side(shape: Shape, device: torch.device, steps: int) -> Decode:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with device, transformers.initialization.no_init_weights():
+        with device:
             model: Any = transformers.LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(before)
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.02)
     step: Any = torch.compile(model, mode="reduce-overhead", fullgraph=True)
     ids = torch.arange(5, 5 + PROMPT, device=device)[None]
 
