@@ -18,9 +18,7 @@ from sparseinfer.kernels.gated_ffn.neurons import (
     others,
     select,
 )
-from sparseinfer.kernels.gated_ffn.reference import gated_ffn
-from sparseinfer.kernels.gated_ffn.split import SplitFfn, added
-from sparseinfer.kernels.gemm import Math
+from sparseinfer.kernels.gated_ffn.split import SplitFfn
 from sparseinfer.kernels.placement import placed
 from sparseinfer.kernels.threads import CpuPool
 
@@ -106,22 +104,15 @@ class LayerParts:
         if self.guide is not None:
             self.guide.threshold.copy_(self._whole.threshold[self._ids[1]])
 
-    def prompt(self, x: Tensor, math: Math = "fp32") -> FfnOutput:
-        """The layer for many tokens, in matrix products on the GPU (`reference.gated_ffn`): cold
-        rows are copied there for the occasion, which so many tokens are worth.
-
-        Args:
-            x: [T, H] fp32, contiguous, on the GPU.
-            math: of the products.
+    def uploaded(self) -> list[FfnWeights]:
+        """The parts on the GPU, the cold one copied there for the occasion: for prompts, whose many
+        tokens are worth the transfer.
 
         Raises:
             torch.OutOfMemoryError: the GPU has no room for a layer's cold neurons.
         """
-        found = None if self.hot is None else gated_ffn(x, self.hot, math=math)
-        if self.cold is None:
-            assert found is not None  # one of the two is there
-            return found
-        return added(found, gated_ffn(x, placed(self.cold, self._device), math=math))
+        parts = (self.hot, self.cold)
+        return [placed(part, self._device) for part in parts if part is not None]
 
 
 __all__ = ["GuideOp", "HotOp", "LayerParts"]
