@@ -9,6 +9,12 @@ from sparseinfer.config import ModelConfig
 _INITIAL_POSITIONS = 256
 
 
+def cache_bytes(config: ModelConfig, dtype: torch.dtype, positions: int | None = None) -> int:
+    """Bytes of the cache of one sequence of so many tokens; None: of one that fills the context."""
+    held = config.context_length if positions is None else positions
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * held * dtype.itemsize
+
+
 class KVCache:
     """Keys and values of all layers, growing by doubling.
 

@@ -10,6 +10,9 @@ import torch
 
 from sparseinfer.errors import ConfigError, DeviceMemoryError, UnsupportedError
 
+CPU = torch.device("cpu")
+"""Where native kernels run. The interpreter's CPU is another object: it stands for a GPU."""
+
 _SMALLER = (
     "--weights int8 or int4 makes it smaller, --gpu-memory keeps only the hottest neurons there"
 )
@@ -27,7 +30,7 @@ def checked_device(name: str) -> torch.device:
     """
     kind, _, number = name.partition(":")
     if name == "cpu":
-        return torch.device("cpu")
+        return CPU
     if kind != "cuda" or not (name == "cuda" or number.isdecimal()):
         raise UnsupportedError(f"device {name!r} is not one of cpu, cuda, cuda:N")
     if find_spec("triton") is None and torch.cuda.is_available():
@@ -113,4 +116,4 @@ def _gib(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB"
 
 
-__all__ = ["check_room", "checked_device", "free_bytes", "gpu_memory"]
+__all__ = ["CPU", "check_room", "checked_device", "free_bytes", "gpu_memory"]

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import ModelConfig
-from sparseinfer.engine.prefill import embed, rms_norm
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.attention.reference import attend
 from sparseinfer.kernels.decoder.cpu import AttentionShape
+from sparseinfer.kernels.embedding.reference import embed
 from sparseinfer.kernels.gated_ffn.firing import fires
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn
+from sparseinfer.kernels.norm.reference import rms_norm
 from sparseinfer.kernels.placement import placed
 from sparseinfer.kernels.projection.reference import project
 from sparseinfer.packed import LayerWeights, Weights
@@ -67,8 +68,7 @@ def firing_rates(
     cache = torch.empty(2, config.num_kv_heads, tokens, config.head_dim, device=device)
 
     def normed(x: Tensor, weight: Tensor) -> Tensor:
-        x = rms_norm(x, weight, config.rms_norm_eps)
-        return x.relu_() if weights.input_relu else x
+        return rms_norm(x, weight, config.rms_norm_eps, relu=weights.input_relu)
 
     rates = []
     for index, stored in enumerate(weights.layers):

@@ -12,14 +12,15 @@ import torch
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.device import check_room, gpu_memory
+from sparseinfer.engine.gpu_model import GpuModel
 from sparseinfer.engine.gpu_step import GpuStep
+from sparseinfer.engine.placing import reserved_bytes
+from sparseinfer.engine.residency import Residency
 from sparseinfer.engine.rope import Rope
-from sparseinfer.engine.torch_pass import TorchPass
-from sparseinfer.kernels.decoder.cpu import AttentionShape, DecoderLayer
-from sparseinfer.kernels.decoder.gpu import GpuDecoder
 from sparseinfer.kernels.gemm import Math
+from sparseinfer.kernels.threads import CpuPool
 from sparseinfer.packed import Weights
-from sparseinfer.packed.placement import Placement, nbytes_of
+from sparseinfer.packed.placement import nbytes_of
 
 logger = logging.getLogger("sparseinfer")
 
@@ -35,6 +36,8 @@ class GpuRunner:
         device: a GPU, or the CPU where Triton's kernels are interpreted.
         kv_dtype: of the caches, torch.float32 or torch.bfloat16.
         prefill: arithmetic of prompts; None: bf16 unless the weights are fp32.
+        residency: which neurons are on the GPU; None: all.
+        pool: threads for the others.
 
     Logits and counts come back to the CPU. The bits of a row's result do not depend on the run;
     its last bits may depend on the other rows of the batch (see `kernels.gated_ffn.gpu`).
@@ -52,17 +55,17 @@ class GpuRunner:
         device: torch.device,
         kv_dtype: torch.dtype,
         prefill: Math | None = None,
+        residency: Residency | None = None,
+        pool: CpuPool | None = None,
     ) -> None:
         self._config = config
         self._device = device
         self._kv_dtype = kv_dtype
-        self._math: Math = prefill or ("fp32" if weights.format == "fp32" else "bf16")
-        self._rope = rope.on(device)
-        self._attention = AttentionShape(
-            config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window
-        )
-        self._placement = Placement(device)
-        check_room(device, nbytes_of(weights), self._cache_bytes())
+        math: Math = prefill or ("fp32" if weights.format == "fp32" else "bf16")
+        on_device = rope.on(device)
+        self._model = GpuModel(config, on_device, device, kv_dtype, math, residency, pool)
+        needed = nbytes_of(weights) if residency is None else residency.gpu_bytes
+        check_room(device, needed, reserved_bytes(config, kv_dtype))
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         with torch.inference_mode():
             self._scratch = KVCache(config, kv_dtype, device, positions=1)
@@ -71,39 +74,19 @@ class GpuRunner:
         self.set_weights(weights)
 
     def set_weights(self, weights: Weights) -> None:
-        """Goes on with other weights, of the same shape: caches stay valid."""
-        self._steps: dict[int, GpuStep] = {}  # graphs hold what they read
+        """Goes on with other weights, of the same shape: caches stay valid.
+
+        Raises:
+            ConfigError: only some neurons are on the GPU, chosen for the weights before.
+        """
         with torch.inference_mode(), gpu_memory(self._device, "the model"):
-            placed = self._placement.place(weights)
-            self._prefill = TorchPass(self._config, placed, self._rope, self._math)
-            self._decoder = GpuDecoder(
-                placed.embedding,
-                [
-                    DecoderLayer(
-                        layer.input_norm,
-                        layer.qkv,
-                        layer.qkv_bias,
-                        layer.o,
-                        layer.o_bias,
-                        layer.ffn_norm,
-                        layer.ffn,
-                        layer.apart,
-                    )
-                    for layer in placed.layers
-                ],
-                placed.final_norm,
-                placed.head,
-                *self._rope.tables(0, self._config.context_length),
-                eps=self._config.rms_norm_eps,
-                attention=self._attention,
-                kv_dtype=self._kv_dtype,
-                input_relu=placed.input_relu,
-            )
+            self._model.set_weights(weights)
+        self._steps: dict[int, GpuStep] = {}  # graphs hold what they read
 
     def thresholds_changed(self) -> None:
         """To be told when values of thresholds were changed in place: they are copied again."""
         with torch.inference_mode():
-            self._placement.refresh()
+            self._model.thresholds_changed()
 
     def new_cache(self) -> KVCache:
         with torch.inference_mode(), gpu_memory(self._device, "another sequence"):
@@ -118,7 +101,7 @@ class GpuRunner:
             logits, counts = self.step([int(ids[0])], [cache])
             return logits, counts[:, 0].long()
         with self._room(tokens, [cache]):
-            logits, counts = self._prefill(ids.to(self._device), cache, all_logits=all_logits)
+            logits, counts = self._model.prefill(ids.to(self._device), cache, all_logits=all_logits)
             logits, counts = logits.cpu(), counts.cpu()
         cache.advance(tokens)
         return logits, counts
@@ -146,7 +129,7 @@ class GpuRunner:
         size = next(size for size in BUCKETS if size >= rows)
         if size not in self._steps:
             self._steps[size] = GpuStep(
-                self._decoder, size, self._scratch, self._device, self._pool
+                self._model.decoder.steps, size, self._scratch, self._device, self._pool
             )
         return self._steps[size]
 
@@ -160,12 +143,6 @@ class GpuRunner:
             for cache in caches:
                 cache.reserve(tokens)
             yield
-
-    def _cache_bytes(self) -> int:
-        """Of one sequence that fills the context."""
-        config = self._config
-        values = config.num_layers * config.num_kv_heads * config.head_dim * config.context_length
-        return 2 * values * self._kv_dtype.itemsize
 
 
 @functools.cache

@@ -1,14 +1,12 @@
-"""One decode step of a few sequences on a GPU, captured once in a CUDA graph and replayed.
+"""One decode step of a few sequences on a GPU, captured once in CUDA graphs and replayed.
 
 A graph reads the same memory at every replay: token ids, positions, and where each sequence's cache
 lies are values in one small table, so that caches may move and grow. Rows without a sequence have
-the token -1, whose hidden state is 0, and a scratch cache: they let no neuron through that another
-row does not.
+the token -1, whose hidden state is 0, and a scratch cache: they ask for no neuron.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,8 +14,10 @@ from torch import Tensor
 
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.kernels.decoder.gpu import GpuRows
+from sparseinfer.kernels.segments import Segments, Steps, run
 
-Decode = Callable[[GpuRows], tuple[Tensor, Tensor]]
+Decode = Callable[[GpuRows], Steps[tuple[Tensor, Tensor]]]
+"""Logits [B, V] and counts [L, B, 2 or 10] on the GPU, piece by piece."""
 
 _NO_TOKEN = -1
 
@@ -26,7 +26,7 @@ class GpuStep:
     """Decodes so many rows at once.
 
     Args:
-        decode: of a model on the device; waits for nothing.
+        decode: of a model on the device.
         rows: B.
         scratch: a cache that no sequence uses, with room for a position.
         device: a GPU, or the CPU for Triton's interpreter, which captures nothing.
@@ -46,13 +46,10 @@ class GpuStep:
         self._device = device
         self._on_gpu = device.type == "cuda"
         self._asked = torch.empty(GpuRows.FIELDS, rows, dtype=torch.int64, pin_memory=self._on_gpu)
-        self._table = torch.empty_like(self._asked, device=device, pin_memory=False)
-        self._logits: Tensor | None = None
-        self._counts: Tensor | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._table = torch.empty(GpuRows.FIELDS, rows, dtype=torch.int64, device=device)
+        self._answer: tuple[Tensor, Tensor] | None = None
         self._fill([], [])
-        if self._on_gpu:
-            self._capture(pool)
+        self._graphs = Segments(self._steps, device, pool) if self._on_gpu else None
 
     def __call__(self, ids: Sequence[int], caches: Sequence[KVCache]) -> tuple[Tensor, Tensor]:
         """Stores one token of each sequence, which has room for it.
@@ -64,21 +61,21 @@ class GpuStep:
             logits [n, V] fp32 and counts [L, n, 2 or 10] int32, on the CPU.
         """
         self._fill(ids, caches)
-        if self._graph is None:
-            self._run()
+        if self._graphs is None:
+            run(self._steps())
         else:
-            self._graph.replay()
+            self._graphs()
             torch.cuda.current_stream(self._device).synchronize()
-        assert self._logits is not None  # set by `_run`
-        assert self._counts is not None
+        assert self._answer is not None  # set by `_steps`
+        logits, counts = self._answer
         # Copies: the next step writes to the same memory.
-        return self._logits[: len(ids)].clone(), self._counts[:, : len(ids)].clone()
+        return logits[: len(ids)].clone(), counts[:, : len(ids)].clone()
 
     def _fill(self, ids: Sequence[int], caches: Sequence[KVCache]) -> None:
         table = self._asked.numpy()
-        used, scratch = len(ids), self._scratch
+        scratch = self._scratch
         empty = (_NO_TOKEN, 0, scratch.keys.data_ptr(), scratch.values.data_ptr(), scratch.capacity)
-        table[:, used:] = [[value] for value in empty]
+        table[:, len(ids) :] = [[value] for value in empty]
         for row, (token, cache) in enumerate(zip(ids, caches, strict=True)):
             table[:, row] = (
                 token,
@@ -88,30 +85,18 @@ class GpuStep:
                 cache.capacity,
             )
 
-    def _run(self) -> None:
+    def _steps(self) -> Steps[None]:
         """From the table on the host to results on the host."""
         self._table.copy_(self._asked, non_blocking=True)
-        logits, counts = self._decode(GpuRows.of(self._table))
-        if self._logits is None or self._counts is None:
-            self._logits, self._counts = self._on_host(logits), self._on_host(counts)
-        self._logits.copy_(logits, non_blocking=True)
-        self._counts.copy_(counts, non_blocking=True)
+        found = yield from self._decode(GpuRows.of(self._table))
+        if self._answer is None:
+            logits, counts = (self._on_host(one) for one in found)
+            self._answer = logits, counts
+        for held, one in zip(self._answer, found, strict=True):
+            held.copy_(one, non_blocking=True)
 
     def _on_host(self, like: Tensor) -> Tensor:
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=self._on_gpu)
-
-    def _capture(self, pool: tuple[int, int] | None) -> None:
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            self._run()  # compiles the kernels, which a capture cannot
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        torch.cuda.synchronize(self._device)
-        # What is collected during a capture may free memory, which breaks it.
-        gc.collect()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            self._run()
 
 
 __all__ = ["GpuStep"]

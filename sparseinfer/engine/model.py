@@ -13,17 +13,20 @@ from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import SparsityRecord
 from sparseinfer.engine.batch import generate_batch
 from sparseinfer.engine.counts import Counter
-from sparseinfer.engine.device import checked_device
+from sparseinfer.engine.device import CPU, checked_device
 from sparseinfer.engine.generation import Generation
 from sparseinfer.engine.passes import Passes
-from sparseinfer.engine.predictor import gate_of, open_predictor
+from sparseinfer.engine.placing import choose_residency
+from sparseinfer.engine.predictor import ffn_sha256, gate_of, open_predictor
 from sparseinfer.engine.prompt import checked_ids, checked_prompt
+from sparseinfer.engine.residency import Residency
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.rules import ModelRules, check_projection
 from sparseinfer.engine.runner import make_runner
 from sparseinfer.engine.sampling import GREEDY, Sampler, Sampling
 from sparseinfer.engine.settings import (
     Phase,
+    check_gpu_memory,
     check_threads,
     checked_phase,
     prefill_math,
@@ -44,6 +47,8 @@ class Model(ModelRules):
         source: Checkpoint | Packed,
         *,
         device: str = "cpu",
+        gpu_memory: int | None = None,
+        windows: torch.Tensor | None = None,
         weights: str = "auto",
         threads: int | None = None,
         huge_pages: bool = False,
@@ -55,6 +60,9 @@ class Model(ModelRules):
         """
         Args:
             device, predictor: as `load`.
+            gpu_memory: bytes of a GPU that may be used; None: all there is.
+            windows: token ids int64 [W, T], to find out which neurons fire most: those live on the
+                GPU where not all fit into `gpu_memory`, which needs this.
             progress: told of packing a checkpoint in memory.
             by_input: projections of a checkpoint whose weights are stored by input, though the
                 checkpoint has no thresholds there: so that thresholds set later save time.
@@ -63,7 +71,8 @@ class Model(ModelRules):
             CheckpointError, PredictorError, ConfigError, UnsupportedError, MemoryError: as `load`.
         """
         check_threads(threads)
-        checked_device(device)  # before anything is read
+        placed = checked_device(device)
+        check_gpu_memory(gpu_memory, windows, on_gpu=placed is not CPU)
         for name in by_input:
             check_projection(name)
         math = prefill_math(prefill)
@@ -76,7 +85,12 @@ class Model(ModelRules):
             by_input=by_input,
             predicted=chosen is not None,
         )
-        super().__init__(loaded.config, loaded.weights)
+        held = loaded.weights
+        if chosen is not None:
+            held = self._changed(
+                "predictor", lambda: held.with_predictor(chosen.layers(partial(gate_of, held)))
+            )
+        super().__init__(loaded.config, held)
         self.path: Path = loaded.path
         self.record: SparsityRecord | None = loaded.record
         """How the checkpoint was converted; None for a dense one."""
@@ -85,24 +99,27 @@ class Model(ModelRules):
         """Ids that end a text, as transformers' `generate` takes them: `generation_config.json`
         before `config.json`."""
         self.threads: int = usable_threads(threads)
-        self._runner = make_runner(
-            self.config,
-            loaded.weights,
-            Rope(loaded.rope.inv_freq, loaded.rope.scale),
-            self.threads,
-            torch.float32 if self.formats.kv == "fp32" else torch.bfloat16,
-            math,
-            device,
-        )
         self.device: str = device
-        self._passes = Passes(self._runner, self.config.num_layers, self.threads)
-        if chosen is not None:
-            self._change(
-                "predictor",
-                lambda: loaded.weights.with_predictor(
-                    chosen.layers(partial(gate_of, loaded.weights))
-                ),
+        rope = Rope(loaded.rope.inv_freq, loaded.rope.scale)
+        kv_dtype = torch.float32 if self.formats.kv == "fp32" else torch.bfloat16
+        self.residency: Residency | None = None
+        """Which neurons are on the GPU; None: all of them, or no GPU."""
+        if gpu_memory is not None and windows is not None:
+            self.residency = choose_residency(
+                gpu_memory,
+                held,
+                self.config,
+                rope,
+                kv_dtype=kv_dtype,
+                device=placed,
+                windows=windows,
+                ffn_sha256=ffn_sha256(source),
+                progress=progress,
             )
+        self._runner = make_runner(
+            self.config, held, rope, self.threads, kv_dtype, math, placed, self.residency
+        )
+        self._passes = Passes(self._runner, self.config.num_layers, self.threads)
 
     @property
     def weight_type(self) -> Format:

@@ -17,14 +17,18 @@ def open_predictor(path: Path | str, source: Checkpoint | Packed) -> Predictor:
         PredictorError: no predictor, a damaged one, or one for other weights, thresholds or sizes.
         CheckpointError: broken thresholds of the model.
     """
-    checkpoint = isinstance(source, Checkpoint)
     return load_predictor(
         path,
         config=source.config,
-        ffn_sha256=source.ffn_sha256 if checkpoint else source.source.ffn_sha256,
+        ffn_sha256=ffn_sha256(source),
         thresholds=source.thresholds(),
         record=source.record,
     )
+
+
+def ffn_sha256(source: Checkpoint | Packed) -> str:
+    """Of the FFN's weights in a checkpoint, or in the one that an artifact was packed from."""
+    return source.ffn_sha256 if isinstance(source, Checkpoint) else source.source.ffn_sha256
 
 
 def gate_of(weights: Weights, layer: int) -> Matrix:

@@ -161,12 +161,16 @@ class ModelRules(ABC):
         self._change("predictors", lambda: self._weights.with_predictor(predictors))
 
     def _change(self, what: str, make: Callable[[], Weights]) -> None:
-        """Goes on with what `make` gives; what it finds wrong is the caller's setting."""
+        """Goes on with what `make` gives."""
+        self._use(self._changed(what, make))
+
+    @staticmethod
+    def _changed(what: str, make: Callable[[], Weights]) -> Weights:
+        """What `make` gives; what it finds wrong is the caller's setting."""
         try:
-            weights = make()
+            return make()
         except ValueError as error:
             raise ConfigError(f"{what}: {error}") from error
-        self._use(weights)
 
     def _check_layers(self, what: str, given: Sequence[object]) -> None:
         if len(given) != self.config.num_layers:

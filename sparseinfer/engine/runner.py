@@ -12,8 +12,9 @@ import torch
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.cpu import CpuRunner
-from sparseinfer.engine.device import checked_device
+from sparseinfer.engine.device import CPU
 from sparseinfer.engine.reference import ReferenceRunner
+from sparseinfer.engine.residency import Residency
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.gemm import Math
 from sparseinfer.kernels.isa import NativeKernelsError, native_missing
@@ -48,27 +49,33 @@ def make_runner(
     threads: int,
     kv_dtype: torch.dtype,
     prefill: Math | None = None,
-    device: str = "cpu",
+    device: torch.device = CPU,
+    residency: Residency | None = None,
 ) -> Runner:
     """The fastest runner that works here. Says once per process if that is plain torch, and why.
 
     Args:
-        device: as `engine.device.checked_device`.
+        device: `CPU`, or what `engine.device.gpu` returns.
+        residency: which neurons are on a GPU; None: all.
         threads: of the native kernels, or of torch.
         kv_dtype: of the caches, torch.float32 or torch.bfloat16.
         prefill: arithmetic of prompts; None takes what suits. Plain torch has fp32 only.
 
     Raises:
-        NativeKernelsError: bf16 prefill is asked for where there are no native kernels.
-        ConfigError, UnsupportedError: a device that cannot be used.
+        NativeKernelsError: bf16 prefill, or neurons that are not on the GPU, where there are no
+            native kernels.
         DeviceMemoryError: a GPU that does not hold the model.
     """
-    if device != "cpu":
-        placed = checked_device(device)
+    reason = native_missing()
+    if device is not CPU:
         from sparseinfer.engine.gpu import GpuRunner  # Triton is slow to import, and optional
 
-        return GpuRunner(config, weights, rope, placed, kv_dtype, prefill)
-    reason = native_missing()
+        if residency is not None and reason is not None:
+            raise NativeKernelsError(
+                f"neurons that are not on the GPU run on native kernels only: {reason}"
+            )
+        pool = None if residency is None else CpuPool(threads)
+        return GpuRunner(config, weights, rope, device, kv_dtype, prefill, residency, pool)
     if reason is None:
         return CpuRunner(config, weights, rope, CpuPool(threads), kv_dtype, prefill)
     if prefill == "bf16":

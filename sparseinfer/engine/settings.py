@@ -7,6 +7,7 @@ import re
 from typing import Literal, cast, get_args
 
 from pydantic import ByteSize, TypeAdapter
+from torch import Tensor
 
 from sparseinfer.errors import ConfigError
 from sparseinfer.kernels.gemm import MATHS, Math
@@ -34,6 +35,18 @@ def usable_threads(threads: int | None) -> int:
     if threads is not None and threads > cores:
         logger.info("%d threads were asked for; using %d, one per core", threads, cores)
     return cores if threads is None else min(threads, cores)
+
+
+def check_gpu_memory(budget: int | None, windows: Tensor | None, *, on_gpu: bool) -> None:
+    """Raises ConfigError for a budget of GPU memory that nothing can be done with."""
+    if budget is None:
+        return
+    if not on_gpu:
+        raise ConfigError("--gpu-memory is for --device cuda: leave one out or add the other")
+    if not is_count(budget):
+        raise ConfigError(f"gpu_memory {budget!r} is not a positive whole number of bytes")
+    if windows is None:
+        raise ConfigError("gpu_memory needs windows of token ids to watch neurons on")
 
 
 def prefill_math(requested: str) -> Math | None:

@@ -6,6 +6,8 @@ would have read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from sparseinfer.config import ModelConfig
@@ -15,6 +17,7 @@ from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.attention.reference import attend
 from sparseinfer.kernels.decoder.cpu import AttentionShape
 from sparseinfer.kernels.embedding.reference import embed
+from sparseinfer.kernels.gated_ffn import FfnOutput
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn
 from sparseinfer.kernels.gemm import Math
 from sparseinfer.kernels.linear.reference import linear
@@ -29,15 +32,23 @@ class TorchPass:
     Args:
         weights: on one device.
         math: of the layers' products. Logits are fp32 throughout: they are compared and summed up.
+        ffn: computes the FFN of a layer by its number; None: by its weights, which else may be on
+            another device.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, rope: Rope, math: Math = "fp32"
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        rope: Rope,
+        math: Math = "fp32",
+        ffn: Callable[[int, torch.Tensor], FfnOutput] | None = None,
     ) -> None:
         self._config = config
         self._weights = weights
         self._rope = rope
         self._math: Math = math
+        self._ffn = ffn or self._by_weights
         self._attention = AttentionShape(
             config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window
         )
@@ -70,13 +81,16 @@ class TorchPass:
             )
             outward = project(attended, layer.outward, self._math)
             hidden = hidden + outward.y
-            ffn = gated_ffn(self._normed(hidden, layer.ffn_norm), layer.ffn, math=self._math)
+            ffn = self._ffn(index, self._normed(hidden, layer.ffn_norm))
             hidden = hidden + ffn.y
             counts.append(layer_counts([*inward, outward], ffn))
         if not all_logits:
             hidden = hidden[-1:]
         hidden = rms_norm(hidden, self._weights.final_norm, self._config.rms_norm_eps)
         return linear(hidden, self._weights.head), torch.stack(counts)
+
+    def _by_weights(self, index: int, x: torch.Tensor) -> FfnOutput:
+        return gated_ffn(x, self._weights.layers[index].ffn, math=self._math)
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """What a layer's matrices get."""

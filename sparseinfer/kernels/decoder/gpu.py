@@ -18,11 +18,13 @@ from sparseinfer.kernels.decoder.gpu_counts import LayerReads, step_counts
 from sparseinfer.kernels.embedding.gpu import GpuEmbedding
 from sparseinfer.kernels.gated_ffn import FfnOutput
 from sparseinfer.kernels.gated_ffn.gpu_rules import gpu_ffn
+from sparseinfer.kernels.gated_ffn.split import SplitFfn
 from sparseinfer.kernels.linear.gpu import GpuLinear
 from sparseinfer.kernels.matrix import Matrix
 from sparseinfer.kernels.norm.gpu import GpuNorm
 from sparseinfer.kernels.projection import Projection
 from sparseinfer.kernels.projection.gpu import GpuProjection
+from sparseinfer.kernels.segments import Steps, run
 
 Ffn = Callable[[Tensor], FfnOutput]
 """The FFN of a layer: of x [B, H] fp32 on the GPU."""
@@ -71,9 +73,8 @@ class GpuDecoder:
         input_relu: a ReLU after both norms of every layer (ReLU Strikes Back, 2310.04564, stage 2).
         ffns: in place of those that `layers` describe, one for each.
 
-    Two calls give the same bits. Nothing waits for the GPU (nor may `ffns`), so that calls can be
-    captured in a CUDA graph. `embed`, `before_ffn` and `finish` are the parts of a call, for graphs
-    that end where an FFN begins.
+    Two calls give the same bits. Nothing waits for the GPU but FFNs with cold neurons, so that
+    calls, or what lies between those waits (`steps`), can be captured in CUDA graphs.
 
     Raises:
         ValueError: weights that do not fit each other or are not on one GPU.
@@ -125,20 +126,25 @@ class GpuDecoder:
         Raises:
             ValueError: rows of a shape, dtype, device or layout that does not fit.
         """
-        hidden = self.embed(rows)
+        return run(self.steps(rows))
+
+    def steps(self, rows: GpuRows) -> Steps[tuple[Tensor, Tensor]]:
+        """The same piece by piece: stops where the host has to compute cold neurons, and gives what
+        it is to do (`segments`). What it returns, and what it raises: as a call."""
+        hidden = self._embedding(rows.tokens)
         added, reads = None, []
         for index, ffn in enumerate(self.ffns):
-            x, used = self.before_ffn(index, rows, hidden, added)
-            found = ffn(x)
+            x, used = self._before_ffn(index, rows, hidden, added)
+            if isinstance(ffn, SplitFfn):
+                found = yield from ffn.steps(x)
+            else:
+                found = ffn(x)
             added = found.y
             reads.append(LayerReads(used, found))
-        return self.finish(hidden, added, reads)
+        logits = self._head(self._final_norm(hidden, added))
+        return logits, step_counts(reads, every=self._counts_all)
 
-    def embed(self, rows: GpuRows) -> Tensor:
-        """The hidden state [B, H] fp32 that the first layer begins with."""
-        return self._embedding(rows.tokens)
-
-    def before_ffn(
+    def _before_ffn(
         self, index: int, rows: GpuRows, hidden: Tensor, added: Tensor | None
     ) -> tuple[Tensor, list[Tensor | None]]:
         """A layer up to what its FFN gets.
@@ -158,18 +164,6 @@ class GpuDecoder:
         attended = self._attention(qkv, rows.positions, rows.caches, index, *self._tables)
         outward = layer.outward(attended)
         return layer.ffn_norm(hidden, outward.y), [one.used for one in (*inward, outward)]
-
-    def finish(
-        self, hidden: Tensor, added: Tensor | None, reads: Sequence[LayerReads]
-    ) -> tuple[Tensor, Tensor]:
-        """What a call returns.
-
-        Args:
-            hidden, added: as in `before_ffn`, behind the last layer.
-            reads: of each layer.
-        """
-        logits = self._head(self._final_norm(hidden, added))
-        return logits, step_counts(reads, every=self._counts_all)
 
 
 class _Attending:
