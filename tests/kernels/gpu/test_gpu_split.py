@@ -13,7 +13,6 @@ from gpu_cases import DEVICE
 from matrices import NEAR, relative
 from test_gpu_decoder import SMALL, Batch
 
-from sparseinfer.kernels.decoder.gpu_steps import decode_steps
 from sparseinfer.kernels.exchange import Exchange
 from sparseinfer.kernels.gated_ffn.gpu import FfnTiles
 from sparseinfer.kernels.gated_ffn.gpu_guide import GpuGuide
@@ -97,7 +96,7 @@ def test_a_whole_step_stops_where_the_host_has_its_turns(guided):
     decoder = batch.decoder(ffns=ffns)
     for _ in range(2):
         turns = 0
-        steps = decode_steps(decoder, ffns, batch.rows())
+        steps = decoder.steps(batch.rows())
         try:
             while True:
                 next(steps)()
