@@ -65,6 +65,8 @@ def plan(
     fixed: Mapping[str, int],
     layers: Sequence[NeuronBytes],
     rates: Sequence[Tensor],
+    *,
+    guides: bool = True,
 ) -> Residency:
     """Fills a budget with guides and hot neurons.
 
@@ -75,12 +77,13 @@ def plan(
         fixed: what must be there -> bytes.
         layers: what neurons weigh (`neuron_bytes`).
         rates: fp32 [I] of each layer: fraction of tokens for which neurons fire.
+        guides: False has none, so that all that is left goes to neurons.
 
     Raises:
         ConfigError: a budget that what must be there does not fit in.
     """
     left = _left(budget, fixed, layers)
-    guided = _guided(left, layers, rates)
+    guided = _guided(left, layers, rates) if guides else [False] * len(layers)
     left -= sum(one.neurons * one.guide for one, by in zip(layers, guided, strict=True) if by)
     gains, costs = [], []
     for one, rate, by in zip(layers, rates, guided, strict=True):

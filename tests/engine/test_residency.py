@@ -132,6 +132,7 @@ def test_guides_come_before_neurons_that_rest():
     found = plan(123 + one_guide, FIXED, layers, rates)
     assert (found.guided, found.hot_neurons) == ((True, False), 0)
     assert found.cpu_read == pytest.approx(4 * 0.1 * 30 + 4 * (10 + 0.2 * 20))
+    assert plan(123 + one_guide, FIXED, layers, rates, guides=False).hot_neurons == 1
     both = plan(123 + 2 * one_guide + 2 * 20, FIXED, layers, rates)
     assert both.guided == (True, True)
     assert parts(both) == [[], [0, 1]]

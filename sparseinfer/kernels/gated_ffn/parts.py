@@ -106,7 +106,11 @@ class LayerParts:
 
     def uploaded(self) -> list[FfnWeights]:
         """The parts on the GPU, the cold one copied there for the occasion: for prompts, whose many
-        tokens are worth the transfer."""
+        tokens are worth the transfer.
+
+        Raises:
+            torch.OutOfMemoryError: the GPU has no room for a layer's cold neurons.
+        """
         parts = (self.hot, self.cold)
         return [placed(part, self._device) for part in parts if part is not None]
 

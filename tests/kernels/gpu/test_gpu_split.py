@@ -7,9 +7,11 @@ from functools import partial
 
 import pytest
 import torch
+from decoder_oracle import text, toy
 from ffn_variants import HIDDEN, NEURONS, VARIANTS, inputs
 from gpu_cases import DEVICE
 from matrices import NEAR, relative
+from test_gpu_decoder import SMALL, Batch
 
 from sparseinfer.kernels.exchange import Exchange
 from sparseinfer.kernels.gated_ffn.gpu import FfnTiles
@@ -79,6 +81,32 @@ def test_how_many_are_hot_does_not_matter(hot):
     want = gated_ffn(x, weights)
     assert relative(found.y.cpu(), want.y) <= 3 * NEAR["int8"]
     assert torch.equal(found.counts.cpu(), want.counts)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_whole_step_stops_where_the_host_has_its_turns(guided):
+    batch = Batch(toy(format="fp32", layers=3, **SMALL), [0, 5], text(30, vocabulary=40))
+    model = batch.model
+    exchange = Exchange(2, SMALL["hidden"], SMALL["intermediate"], DEVICE)
+    every = torch.arange(SMALL["intermediate"])
+    ffns = [
+        LayerParts(layer.ffn, hot, DEVICE, guided=guided).op(gpu_ffn, GpuGuide, exchange, POOL)
+        for layer, hot in zip(model.layers, (every[::3], every, every[:0]), strict=True)
+    ]
+    decoder = batch.decoder(ffns=ffns)
+    for _ in range(2):
+        turns = 0
+        steps = decoder.steps(batch.rows())
+        try:
+            while True:
+                next(steps)()
+                turns += 1
+        except StopIteration as end:
+            logits, counts = end.value
+        wanted, rows = batch.reference()
+        assert turns == 4
+        assert relative(logits.cpu(), wanted) < 1e-5
+        assert torch.equal(counts.cpu(), rows)
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="CUDA graphs need a GPU")
