@@ -84,7 +84,7 @@ def test_a_model_that_does_not_fit_says_what_it_needs(a_gpu):
 
 def test_memory_that_runs_out_while_running_is_one_line(a_gpu):
     with (
-        pytest.raises(DeviceMemoryError, match="a sequence of 9 tokens.*8.0 GiB free") as refused,
+        pytest.raises(DeviceMemoryError, match=r"a sequence of 9 tokens.*8\.0 GiB free") as refused,
         gpu_memory(GPU, "a sequence of 9 tokens"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
