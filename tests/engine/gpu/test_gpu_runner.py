@@ -126,7 +126,7 @@ def test_sampled_text_is_that_of_the_cpu(pair):
 
 def test_hot_neurons_on_the_gpu_give_the_same_answers(make_model, monkeypatch, tmp_path):
     monkeypatch.setenv("SPARSEINFER_HOME", str(tmp_path))
-    folder = make_model(**SMALL, hidden_act="relu", intermediate_size=1120)
+    folder = make_model(**{**SMALL, "vocab_size": 300}, hidden_act="relu", intermediate_size=1120)
     cpu = load(folder)
     with pytest.raises(ConfigError, match=r"must be on the GPU") as refused:
         load(folder, device="cuda", gpu_memory="1MiB")
