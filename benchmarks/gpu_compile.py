@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import triton
+from gpu_compile_decode import decode_runs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -56,7 +57,8 @@ def matrix(rows: int, columns: int, format: Any) -> Matrix:
         data = torch.empty(rows, row_bytes(format, columns), dtype=torch.uint8)
     else:
         data = torch.empty(rows, columns, dtype=getattr(torch, format))
-    return Matrix({"bfloat16": "bf16", "float16": "fp16"}.get(format, format), data, columns)
+    short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    return Matrix(short.get(format, format), data, columns)
 
 
 def ffn(format: str) -> FfnWeights:
@@ -90,7 +92,7 @@ def runs() -> dict[str, Callable[[], object]]:
     found["lowrank"] = lambda: GpuLowRank(
         LowRank(matrix(512, HIDDEN, "bfloat16"), matrix(INNER, 512, "bfloat16"), torch.zeros(INNER))
     )(x)
-    return found
+    return found | decode_runs(matrix)
 
 
 def _sketch(bits: int) -> GpuSketch:
@@ -105,15 +107,16 @@ def compiled(kernel: JITFunction, given: dict[str, Any], target: GPUTarget):
     options = {name: value for name, value in given.items() if name not in kernel.arg_names}
     for place, parameter in enumerate(kernel.params):
         name, value = parameter.name, given[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        whole = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (whole and value == 1):
             signature[name] = "constexpr"
             constants[(place,)] = value
             continue
-        divisible = value
+        divisible = value if whole else 1
         if isinstance(value, torch.Tensor):
             signature[name], divisible = _TYPES[value.dtype], value.data_ptr()
         else:
-            signature[name] = "i32"
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
         if divisible % 16 == 0:
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)

@@ -13,7 +13,7 @@ from sparseinfer.kernels.matrix import Matrix
 from sparseinfer.kernels.norm.gpu import GpuNorm
 
 CPU = torch.device("cpu")
-POSITIONS = 4096
+POSITIONS, SPLITS = 4096, 50
 SHAPES = {
     "llama2-7b": AttentionShape(32, 32, 128, None),
     "llama3-8b": AttentionShape(32, 8, 128, None),
@@ -50,7 +50,7 @@ def attention(shape: AttentionShape, kv_dtype: torch.dtype) -> None:
     numbers = torch.zeros(2, dtype=torch.int64)
     width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     table = torch.empty(POSITIONS, shape.head_dim)
-    op = GpuAttention(shape, kv_dtype, POSITIONS, CPU)
+    op = GpuAttention(shape, kv_dtype, POSITIONS, CPU, splits=SPLITS)
     op(torch.empty(2, width), numbers, Caches(numbers, numbers, numbers), 3, table, table)
 
 

@@ -1,6 +1,7 @@
 """Causal attention over the cache of one sequence, with RoPE and grouped key-value heads.
 
-A token sees itself and the positions before it; with a window, the last `window` of them. Decoding
+A token sees itself and the positions before it; with a window, the last `window` of them.
+`reference` is plain torch, `prefill` serves prompts on the CPU, `gpu` decodes; decoding on the CPU
 does this inside its own kernel (`sparseinfer.kernels.decoder`).
 """
 

@@ -113,11 +113,10 @@ class GpuAttention:
         self.tile = tile or AttentionTile.of(shape, kv_dtype)
         self._type = _TYPES[kv_dtype]
         self._device = device
-        if splits is None:
-            busy = triton.cdiv(PER_PROCESSOR * processors(device), shape.kv_heads)
-            seen = min(most_positions, shape.window or most_positions)
-            splits = min(busy, triton.cdiv(seen, self.tile.positions), MOST_SPLITS)
-        self.splits = max(1, splits)
+        busy = triton.cdiv(PER_PROCESSOR * processors(device), shape.kv_heads)
+        seen = min(most_positions, shape.window or most_positions)
+        tiles = max(1, triton.cdiv(seen, self.tile.positions))
+        self.splits = splits or min(busy, tiles, MOST_SPLITS)
 
     def __call__(
         self,
@@ -332,25 +331,29 @@ def _attend(
             new = position * HEAD_DIM + lane
             tl.store(key_rows + new, key.to(TYPE), mask=inner)
             tl.store(value_rows + new, value.to(TYPE), mask=inner)
-        # Everything is [group, deep, slot, dim] from here on, so that a thread goes on with what it
-        # has loaded, whatever it makes of it.
+        # Loads are [positions, dim], and all else [group, deep, slot, dim] from here on, so that a
+        # thread goes on with what it has loaded: no sum but that over dim asks another thread.
         q = q[:, None, None, :]
+        none = tl.zeros([PADDED_GROUP, 1, 1, 1], dtype=tl.float32)
         has = (slot == tl.where(split == used - 1, 0, -1))[None, None, :, None]
         score = tl.sum(q * key[None, None, None, :], axis=3, keep_dims=True)
         top = tl.where(has, score, -float("inf"))
-        weight = tl.where(has, score * 0 + 1, 0.0)
-        total = tl.where(has, value[None, None, None, :] + score * 0, 0.0)
+        weight = tl.where(has, none + 1.0, 0.0)
+        total = tl.where(has, value[None, None, None, :] + none, 0.0)
 
         first = position - before + split * each * TILE
         end = tl.minimum(first + each * TILE, position)
         offset = (deep[:, None] * SLOTS + slot[None, :])[None, :, :, None]
-        place = offset * HEAD_DIM + lane[None, None, None, :]
+        flat = tl.arange(0, TILE)
+        place = flat[:, None] * HEAD_DIM + lane[None, :]
         for begin in tl.range(first, end, TILE, num_stages=STAGES):
             inside = begin + offset < end
-            there = inside & inner[None, None, None, :]
+            there = (begin + flat < end)[:, None] & inner[None, :]
             tile = begin * HEAD_DIM
-            k = tl.load(key_rows + tile + place, mask=there, other=0.0).to(tl.float32)
-            v = tl.load(value_rows + tile + place, mask=there, other=0.0).to(tl.float32)
+            k = tl.load(key_rows + tile + place, mask=there, other=0.0)
+            v = tl.load(value_rows + tile + place, mask=there, other=0.0)
+            k = tl.reshape(k, [1, DEEP, SLOTS, DIM]).to(tl.float32)
+            v = tl.reshape(v, [1, DEEP, SLOTS, DIM]).to(tl.float32)
             scores = tl.sum(q * k, axis=3, keep_dims=True)
             scores = tl.where(inside, scores, -float("inf"))
             raised = tl.maximum(top, tl.max(scores, axis=1, keep_dims=True))

@@ -139,6 +139,25 @@ def test_a_row_does_not_see_the_batch():
         assert torch.equal(alone.run(qkv[b : b + 1]), everything[b : b + 1])
 
 
+def test_layers_beyond_two_to_the_31_elements():
+    """Of 4 GiB that are reserved, little is ever touched."""
+    shape, position, capacity = AttentionShape(2, 1, 128, None), 3, 1 << 24
+    texts = Texts.of(shape, [position])
+    begin, apart = capacity * 128, 1 << 12
+    memory = torch.tensor([], dtype=torch.bfloat16, device=DEVICE).new_empty(begin + 2 * apart)
+    for place, part in ((begin, texts.keys), (begin + apart, texts.values)):
+        used = part[0][LAYER, 0, :position]
+        memory[place : place + used.numel()] = used.flatten()
+    numbers = [memory.data_ptr(), memory[apart:].data_ptr(), capacity, position]
+    keys, values, capacities, places = torch.tensor(numbers, device=DEVICE)[:, None]
+    op = GpuAttention(shape, torch.bfloat16, 60, DEVICE)
+    cos, sin = (table.to(DEVICE) for table in texts.tables())
+    qkv = texts.qkv()
+    found = op(qkv.to(DEVICE), places, Caches(keys, values, capacities), 1, cos, sin)
+    wanted, _, _ = texts.reference(qkv)
+    torch.testing.assert_close(found.cpu(), wanted, atol=1e-2, rtol=1e-2)
+
+
 def test_large_scores_do_not_overflow():
     texts = Texts.of(AttentionShape(2, 1, 8, None), [30], torch.float32)
     qkv = 1e4 * texts.qkv()
@@ -146,7 +165,7 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(texts.run(qkv), wanted, atol=1e-2, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of numpy, in the interpreter
+@pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # of numpy, in the interpreter
 @pytest.mark.parametrize("part", ["query", "key", "value", "keys", "values"])
 def test_bad_values_show_in_their_row_only(part):
     texts = Texts.of(AttentionShape(2, 1, 8, None), [30, 12, 3], torch.float32)
