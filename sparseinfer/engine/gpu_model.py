@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
 
 from sparseinfer.config import ModelConfig
+from sparseinfer.engine.gpu_tiles import tiles_for
 from sparseinfer.engine.residency import Residency
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.split_layers import SplitLayers
 from sparseinfer.engine.torch_pass import TorchPass
 from sparseinfer.errors import ConfigError
 from sparseinfer.kernels.decoder.cpu import MAX_ROWS, AttentionShape, DecoderLayer
-from sparseinfer.kernels.decoder.gpu import GpuDecoder
+from sparseinfer.kernels.decoder.gpu import Ffn, GpuDecoder
 from sparseinfer.kernels.gated_ffn import FfnOutput, FfnWeights
+from sparseinfer.kernels.gated_ffn.gpu_rules import gpu_ffn
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn
 from sparseinfer.kernels.gated_ffn.split import added
 from sparseinfer.kernels.gemm import Math
@@ -73,7 +76,9 @@ class GpuModel:
         if self._residency is None:
             placed = self._placement.place(weights)
             self.prefill = TorchPass(self._config, placed, self._rope, self._math)
-            self._decoder = self._made(placed)
+            tiles = tiles_for(placed, self._device)
+            ffns = [gpu_ffn(layer.ffn, tiles) for layer in placed.layers]
+            self._decoder = self._made(placed, ffns)
             return
         assert self._pool is not None  # given with a residency
         placed = self._placement.place(weights, leaving=FfnWeights)
@@ -81,7 +86,7 @@ class GpuModel:
             weights, self._residency, device=self._device, rows=MAX_ROWS, pool=self._pool
         )
         self.prefill = TorchPass(self._config, placed, self._rope, self._math, self._uploaded)
-        self._decoder = self._made(placed, self._split)
+        self._decoder = self._made(placed, self._split.ffns)
 
     def thresholds_changed(self) -> None:
         """Takes over values of thresholds that were changed in place."""
@@ -93,7 +98,7 @@ class GpuModel:
     def decoder(self) -> GpuDecoder:
         return self._decoder
 
-    def _made(self, placed: Weights, split: SplitLayers | None = None) -> GpuDecoder:
+    def _made(self, placed: Weights, ffns: Sequence[Ffn]) -> GpuDecoder:
         config = self._config
         return GpuDecoder(
             placed.embedding,
@@ -119,7 +124,7 @@ class GpuModel:
             ),
             kv_dtype=self._kv_dtype,
             input_relu=placed.input_relu,
-            ffns=None if split is None else split.ffns,
+            ffns=ffns,
         )
 
     def _uploaded(self, index: int, x: torch.Tensor) -> FfnOutput:
