@@ -4,7 +4,8 @@ Reading order: `rope`, `cache`, `counts`, `cpu` (the runner), `reference` (the o
 kernels), `runner` (which of them), `settings` and `prompt` (what is checked first), `passes`
 (tokens through a runner, counted), `sampling`, `generation` (the decode loop), `batch`, `rules`
 (what may change while a model is in memory), `predictor` (one from disk), `model` (the public
-`Model`) and `loading` (`load`). Weights come from `sparseinfer.packed`.
+`Model`) and `loading` (`load`). Weights come from `sparseinfer.packed`. Of models that a GPU does
+not hold: `firing`, `residency` (the plan) and `split_layers` (what it makes of the layers).
 """
 
 from sparseinfer.engine.generation import Generation

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -51,8 +53,10 @@ class GpuGuide:
 
     def _gates(self, x: Tensor, bits: Tensor) -> None:
         assert self._gate is not None  # else there is a chooser
-        tile, bias = self._tile, self.weights.gate_bias
+        bias = self.weights.gate_bias
         batch, neurons = x.shape[0], bits.shape[0]
+        # The sums of many rows of x do not fit a thread's registers beside as many weights.
+        tile = self._tile if batch < _MANY else replace(self._tile, warps=2 * self._tile.warps)
         _gate_bits[(triton.cdiv(neurons, tile.rows),)](
             x,
             *self._gate.arguments,
@@ -86,6 +90,10 @@ class GpuGuide:
 
 
 _PACKED = 256
+"""Neurons whose bits one program puts together."""
+
+_MANY = 8
+"""Rows of x."""
 
 
 def _chooser(weights: GuideWeights, tile: RowTile | None) -> GpuChooser | None:
