@@ -10,7 +10,6 @@ import torch
 
 from sparseinfer.engine import gpu as gpu_runner
 from sparseinfer.engine import load
-from sparseinfer.engine.gpu import BUCKETS
 from sparseinfer.errors import ConfigError, UnsupportedError
 
 TIGHT = 1e-5
@@ -58,10 +57,11 @@ def test_a_batch_that_fills_no_graph(pair):
     assert gpu.sparsity("decode") == cpu.sparsity("decode")
 
 
-def test_more_sequences_than_the_largest_graph_take_turns(pair, caplog):
+def test_more_sequences_than_the_largest_graph_take_turns(pair, caplog, monkeypatch):
     cpu, gpu = pair()
+    monkeypatch.setattr(gpu_runner, "BUCKETS", (1, 2))
     gpu_runner._say_turns.cache_clear()
-    count = BUCKETS[-1] + 2
+    count = 5
     tokens = ids_of(count)
     caches = [gpu._runner.new_cache() for _ in tokens]
     with torch.inference_mode(), caplog.at_level(logging.WARNING, logger="sparseinfer"):
@@ -72,7 +72,7 @@ def test_more_sequences_than_the_largest_graph_take_turns(pair, caplog):
     for index in (0, count - 1):
         assert off(logits[index], cpu.logits(tokens[index : index + 1])[0]) < TIGHT
     said = [one.message for one in caplog.records if "turns" in one.message]
-    assert said == [f"{count} sequences are decoded in turns of 16, the largest batch there is a "
+    assert said == [f"{count} sequences are decoded in turns of 2, the largest batch there is a "
                     "graph for"]  # fmt: skip
 
 
