@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -47,7 +47,7 @@ from sparseinfer.engine.residency import (
     whole_layers,
 )
 from sparseinfer.engine.rope import Rope
-from sparseinfer.engine.settings import memory_size
+from sparseinfer.engine.settings import check_threads, memory_size
 from sparseinfer.errors import SparseInferError
 from sparseinfer.kernels.threads import CpuPool
 from sparseinfer.machine import hardware, versions
@@ -224,6 +224,11 @@ def tiny() -> dict[str, Any]:
     return {**named_shape("llama-1.1b", 2), **small}
 
 
+def refuse(reason: str) -> NoReturn:
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama2-7b")
@@ -236,9 +241,10 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
-        sys.exit("error: no CUDA device: this benchmark needs an NVIDIA GPU, or --dry-run")
+        refuse("no CUDA device: this benchmark needs an NVIDIA GPU, or --dry-run")
     device = torch.device("cpu" if options.dry_run else "cuda")
     try:
+        check_threads(options.threads)
         raw = tiny() if options.dry_run else named_shape(options.shape, options.layers)
         budget = None if options.dry_run else memory_size(options.gpu_memory, "--gpu-memory")
         if options.dry_run:
@@ -248,7 +254,7 @@ def main() -> None:
         pool = CpuPool(options.threads)
         sides = measure(model, budget, options.tokens, options.rounds, pool)
     except SparseInferError as error:
-        sys.exit(f"error: {error}")
+        refuse(str(error))
     print(table(sides))
     print(json.dumps(report(sides, vars(options), device, pool.threads)))
 

@@ -20,8 +20,8 @@ from sparseinfer.kernels.placement import placed
 from sparseinfer.packed import Weights
 
 SKEW = 1.0
-"""The neuron of rank r of N fires in proportion to (r / N) ** -SKEW: a fifth of them does two
-thirds of all firing, at a density of 0.1."""
+"""The neuron of rank r of N fires in proportion to (r / N) ** -SKEW: at a density of 0.1 a fifth of
+them does two thirds of all firing."""
 
 _MOST = 0.95
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from typing import Literal, cast, get_args
 
@@ -72,10 +73,15 @@ def memory_size(text: str, option: str) -> int:
     return int(TypeAdapter(ByteSize).validate_python(text.strip()))
 
 
-def size_text(count: float) -> str:
-    """So many bytes, for people: 7.9 GiB or 12.3 MiB."""
+def size_text(count: float, *, at_least: bool = False) -> str:
+    """So many bytes, for people: 7.9 GiB or 12.3 MiB.
+
+    Args:
+        at_least: round up, so that who gives what it says gives enough.
+    """
     unit, name = (1 << 30, "GiB") if count >= 1 << 30 else (1 << 20, "MiB")
-    return f"{count / unit:.1f} {name}"
+    tenths = 10 * count / unit
+    return f"{(math.ceil(tenths) if at_least else round(tenths)) / 10:.1f} {name}"
 
 
 def is_count(value: object) -> bool:

@@ -169,7 +169,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed(planned):
     with pytest.raises(ConfigError) as error:
         planned(2 * gib, {"attention": 3 * gib, "nothing": 0}, layers, rates)
     message = str(error.value)
-    assert message.startswith("--gpu-memory 2.0 GiB is too little: 3.2 GiB must be on the GPU")
+    assert message.startswith("--gpu-memory 2.0 GiB is too little: 3.3 GiB must be on the GPU")
     assert "attention 3.0 GiB, predictors 256.0 MiB)" in message
     assert "--weights int8" in message
     assert "\n" not in message
