@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt $(wildcard sparseinfer/kernels/native/*)
 
-.PHONY: demo test check accept format schema sanitize neon clean
+.PHONY: demo test check accept gpu format schema sanitize neon clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -33,6 +33,9 @@ check: $(VENV)/.installed  ## what CI checks besides tests
 # Speed and 4-bit quality need the bench extra: CMAKE_ARGS=-DGGML_NATIVE=ON pip install -e ".[bench]"
 accept: $(VENV)/.installed  ## every promised figure at full size (two hours); writes docs/results/
 	$(BIN)/python benchmarks/accept.py
+
+gpu: $(VENV)/.installed  ## on a machine with an NVIDIA GPU: tests compiled, benchmarks; writes docs/results/
+	bash benchmarks/gpu_all.sh docs/results
 
 sanitize: $(VENV)/.installed  ## kernel tests under address and undefined-behaviour sanitizers
 	bash tests/kernels/sanitize.sh

@@ -157,8 +157,8 @@ def _left(budget: int, fixed: Mapping[str, int], layers: Sequence[NeuronBytes]) 
     if budget < least:
         named = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items() if size)
         raise ConfigError(
-            f"--gpu-memory {size_text(budget)} is too little: {size_text(least, at_least=True)} must be on the "
-            f"GPU ({named}); {_LESS}"
+            f"--gpu-memory {size_text(budget)} is too little: "
+            f"{size_text(least, at_least=True)} must be on the GPU ({named}); {_LESS}"
         )
     return budget - least
 
