@@ -35,6 +35,7 @@ SIGNATURES = {
     sparseinfer.load: {
         "model": "smollm2-135m",
         "device": "cpu",
+        "gpu_memory": None,
         "weights": "auto",
         "threads": None,
         "huge_pages": False,
