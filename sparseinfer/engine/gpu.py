@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 
@@ -62,10 +63,13 @@ class GpuRunner:
         self._device = device
         self._kv_dtype = kv_dtype
         math: Math = prefill or ("fp32" if weights.format == "fp32" else "bf16")
-        on_device = rope.on(device)
-        self._model = GpuModel(config, on_device, device, kv_dtype, math, residency, pool)
+        self._model = GpuModel(config, rope.on(device), device, kv_dtype, math, residency, pool)
         needed = nbytes_of(weights) if residency is None else residency.gpu_bytes
         check_room(device, needed, reserved_bytes(config, kv_dtype))
+        self._start(weights)
+
+    def _start(self, weights: Weights) -> None:
+        config, kv_dtype, device = self._config, self._kv_dtype, self._device
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         with torch.inference_mode():
             self._scratch = KVCache(config, kv_dtype, device, positions=1)
@@ -87,6 +91,17 @@ class GpuRunner:
         """To be told when values of thresholds were changed in place: they are copied again."""
         with torch.inference_mode():
             self._model.thresholds_changed()
+
+    def twin(self, weights: Weights) -> GpuRunner:
+        """As `sparseinfer.engine.cpu.CpuRunner.twin`: it copies to the GPU what is not there.
+
+        Raises:
+            UnsupportedError: only some neurons are on the GPU, chosen for the weights there are.
+        """
+        other = copy(self)
+        other._model = self._model.twin()
+        other._start(weights)
+        return other
 
     def new_cache(self) -> KVCache:
         with torch.inference_mode(), gpu_memory(self._device, "another sequence"):

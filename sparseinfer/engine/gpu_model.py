@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import reduce
 
 import torch
@@ -13,7 +14,7 @@ from sparseinfer.engine.residency import Residency
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.split_layers import SplitLayers
 from sparseinfer.engine.torch_pass import TorchPass
-from sparseinfer.errors import ConfigError
+from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.kernels.decoder.cpu import MAX_ROWS, AttentionShape, DecoderLayer
 from sparseinfer.kernels.decoder.gpu import Ffn, GpuDecoder
 from sparseinfer.kernels.gated_ffn import FfnOutput, FfnWeights
@@ -57,6 +58,21 @@ class GpuModel:
         self._pool = pool
         self._placement = Placement(device)
         self._split: SplitLayers | None = None
+
+    def twin(self) -> GpuModel:
+        """The same without weights, which are still to be set; it shares copies of matrices.
+
+        Raises:
+            UnsupportedError: only some neurons are on the GPU.
+        """
+        if self._residency is not None:
+            raise UnsupportedError(
+                "a model of which only some neurons are on the GPU (--gpu-memory) runs by one rule "
+                "at a time"
+            )
+        other = copy(self)
+        other._placement = self._placement.twin()
+        return other
 
     def set_weights(self, weights: Weights) -> None:
         """Copies to the device what is not there yet.

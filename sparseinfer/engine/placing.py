@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseinfer.checkpoint.layout import Progress, no_progress
 from sparseinfer.config import ModelConfig
-from sparseinfer.engine.cache import cache_bytes
+from sparseinfer.engine.cache import kv_bytes
 from sparseinfer.engine.firing import cached_rates, firing_rates, rates_key
 from sparseinfer.engine.passes import CHUNK_TOKENS
 from sparseinfer.engine.residency import Residency, fixed_bytes, neuron_bytes, plan
@@ -26,7 +26,7 @@ RESERVED_POSITIONS = 4096
 
 def reserved_bytes(config: ModelConfig, kv_dtype: torch.dtype) -> int:
     """Of the keys and values that memory is kept for."""
-    return cache_bytes(config, kv_dtype, min(RESERVED_POSITIONS, config.context_length))
+    return kv_bytes(config, kv_dtype, min(RESERVED_POSITIONS, config.context_length))
 
 
 def choose_residency(

@@ -47,6 +47,10 @@ class ReferenceRunner:
     def thresholds_changed(self) -> None:
         """As `sparseinfer.engine.cpu.CpuRunner.thresholds_changed`."""
 
+    def twin(self, weights: Weights) -> ReferenceRunner:
+        """As `sparseinfer.engine.cpu.CpuRunner.twin`."""
+        return ReferenceRunner(self._config, weights, self._rope, self._threads, self._kv_dtype)
+
     def new_cache(self) -> KVCache:
         return KVCache(self._config, self._kv_dtype)
 

@@ -84,10 +84,12 @@ class TorchPass:
             ffn = self._ffn(index, self._normed(hidden, layer.ffn_norm))
             hidden = hidden + ffn.y
             counts.append(layer_counts([*inward, outward], ffn))
-        if not all_logits:
-            hidden = hidden[-1:]
-        hidden = rms_norm(hidden, self._weights.final_norm, self._config.rms_norm_eps)
-        return linear(hidden, self._weights.head), torch.stack(counts)
+        # The last position apart from the others: its bits are those of a call without them.
+        rows = (hidden[:-1], hidden[-1:]) if all_logits else (hidden[-1:],)
+        norm, head = self._weights.final_norm, self._weights.head
+        eps = self._config.rms_norm_eps
+        logits = torch.cat([linear(rms_norm(row, norm, eps), head) for row in rows])
+        return logits, torch.stack(counts)
 
     def _by_weights(self, index: int, x: torch.Tensor) -> FfnOutput:
         return gated_ffn(x, self._weights.layers[index].ffn, math=self._math)

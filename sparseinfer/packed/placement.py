@@ -46,6 +46,12 @@ class Placement:
 
         return moved(weights, copy, leaving)
 
+    def twin(self) -> Placement:
+        """Another one that has the same copies to begin with."""
+        other = Placement(self.device)
+        other._copies = dict(self._copies)
+        return other
+
     def refresh(self) -> None:
         """Copies vectors again, into the memory they have: after thresholds changed in place."""
         for original, copy in self._copies.values():
