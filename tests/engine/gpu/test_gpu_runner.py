@@ -10,6 +10,7 @@ import torch
 
 from sparseinfer.engine import gpu as gpu_runner
 from sparseinfer.engine import load
+from sparseinfer.engine.scheduling import Scheduler, TokenRequest
 from sparseinfer.errors import ConfigError, UnsupportedError
 
 TIGHT = 1e-5
@@ -142,6 +143,40 @@ def test_hot_neurons_on_the_gpu_give_the_same_answers(make_model, monkeypatch, t
     with pytest.raises(ConfigError, match="chosen for the rules"):
         gpu.set_top_k(5)
     assert gpu.top_k is None
+
+
+class Collected:
+    def __init__(self):
+        self.tokens = []
+
+    def prompt(self, logprobs):
+        raise AssertionError("nobody asked")
+
+    def token(self, event):
+        self.tokens.append(event.token)
+
+    def finished(self, outcome):
+        assert outcome.completion_tokens == len(self.tokens)
+
+    def failed(self, error):
+        raise error
+
+
+def test_requests_share_a_gpu_sparse_and_dense(pair):
+    cpu, gpu = pair()
+    ids = ids_of(4)
+    dense = list(cpu.generate(ids, max_tokens=3, stop_ids=()))
+    for model in (cpu, gpu):
+        model.set_thresholds([torch.full((112,), 0.4)])
+    sparse = list(cpu.generate(ids, max_tokens=3, stop_ids=()))
+    assert sparse != dense
+    scheduler = Scheduler(gpu, slots=2, stop_ids=())
+    sinks = [Collected(), Collected()]
+    for sink, wanted in zip(sinks, (False, True), strict=True):
+        scheduler.submit(TokenRequest(tuple(ids), 3, dense=wanted), sink)
+    while scheduler.step():
+        pass
+    assert [sink.tokens for sink in sinks] == [sparse, dense]
 
 
 def test_memory_of_a_gpu_goes_with_a_gpu(make_model):
