@@ -167,7 +167,7 @@ def test_requests_share_a_gpu_sparse_and_dense(pair):
     ids = ids_of(4)
     dense = list(cpu.generate(ids, max_tokens=3, stop_ids=()))
     for model in (cpu, gpu):
-        model.set_thresholds([torch.full((112,), 0.4)])
+        model.set_thresholds([torch.full((112,), 1.5)])
     sparse = list(cpu.generate(ids, max_tokens=3, stop_ids=()))
     assert sparse != dense
     scheduler = Scheduler(gpu, slots=2, stop_ids=())
