@@ -8,7 +8,8 @@ const RATE_EVERY_MS = 250;
 
 export class AnswerView {
   #text = document.createTextNode("");
-  #body = element("div", "text", this.#text);
+  #words = element("span", "words", this.#text);
+  #body = element("div", "text", this.#words);
   #rate = element("span", "rate");
   #figures = element("span", "faint");
   #notice = element("div", "notice");
@@ -36,8 +37,9 @@ export class AnswerView {
 
   /** Back to nothing, with a word on why there is nothing yet. */
   clear(waitingFor) {
+    this.root.classList.add("later");
     this.#text.data = "";
-    this.#body.replaceChildren(this.#text);
+    this.#body.replaceChildren(this.#words);
     this.#notice.replaceChildren();
     this.#say(waitingFor);
     this.root.classList.remove("streaming");
@@ -45,6 +47,7 @@ export class AnswerView {
 
   begin() {
     this.clear("Waiting");
+    this.root.classList.remove("later");
     this.root.classList.add("streaming");
   }
 

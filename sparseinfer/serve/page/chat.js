@@ -10,8 +10,8 @@ const PASSING = new Set(["busy", "away", "lost", "failed", "key"]);
  * @typedef {object} Listener what the page does besides
  * @property {(running: boolean) => void} onRunning
  * @property {(side: import("./turn.js").Side, rate: number | null) => void} onRate
- * @property {(side: import("./turn.js").Side) => Promise<void> | void} onSide before a side runs
- * @property {(side: import("./turn.js").Side) => Promise<void> | void} onSideEnd
+ * @property {() => void} onSide a side is about to run
+ * @property {() => void} onSideEnd
  * @property {(times: number | null) => void} onCompared
  * @property {(error: Error) => void} onError
  */
@@ -112,7 +112,7 @@ export class Chat {
     turn.begin(side);
     if (side !== "answer") this.#announcer.say(`${side}:`);
     try {
-      await this.#listener.onSide(side);
+      this.#listener.onSide();
       const end = await streamAnswer(this.#server, request, signal, (text, pace) => {
         if (view.append(text, pace)) this.#listener.onRate(side, pace.rate());
         this.#announcer.text(text);
@@ -134,7 +134,7 @@ export class Chat {
       }
       return false;
     } finally {
-      await this.#listener.onSideEnd(side);
+      this.#listener.onSideEnd();
     }
   }
 }

@@ -7,8 +7,9 @@ import { Heatmap } from "./heatmap.js";
 import { LayerTable } from "./layer_table.js";
 import * as numbers from "./numbers.js";
 import { Profile } from "./profile.js";
+import { throttle } from "./throttle.js";
 
-const LABEL_EVERY_MS = 2000;
+const WORDS_EVERY_MS = 1000;
 
 export class Inside {
   #info = {};
@@ -20,10 +21,8 @@ export class Inside {
   #speed = new Bars(byId("speed-bars"), numbers.rate);
   #full = byId("scale-full");
   #range = FULL;
-  #labelled = 0;
+  #putInWords = throttle(WORDS_EVERY_MS, () => this.#words());
   #due = false;
-  /** Whether this page has a dense answer running: what is read then says nothing of sparse steps. */
-  dense = false;
 
   constructor() {
     const canvas = byId("heatmap");
@@ -72,7 +71,7 @@ export class Inside {
     }
     this.#showBytes();
     this.#draw();
-    if (this.#table.due) this.#writeTable();
+    this.#putInWords();
   }
 
   missing() {
@@ -100,7 +99,13 @@ export class Inside {
   #showBytes() {
     const { bytes_per_token: read, dense_bytes_per_token: dense } = this.#info;
     if (dense) this.#bytes.set("dense", dense);
-    if (!read || this.dense) return;
+    if (this.isDenseModel) {
+      if (dense) byId("bytes-now").textContent = numbers.bytes(dense);
+      byId("bytes-note").textContent = "A dense model reads all of its weights for every token.";
+      byId("speed-note").textContent = "A dense model: there is no sparsity to compare with.";
+      return;
+    }
+    if (!read) return;
     this.#bytes.set("sparse", read);
     byId("bytes-now").textContent = numbers.bytes(read);
     if (!dense) return;
@@ -123,15 +128,15 @@ export class Inside {
       const colours = { bar: colour("--sparse"), empty: colour("--cell"), mark: colour("--ink") };
       const { calibrated = null, layers = 0 } = this.#info;
       this.#profile.draw(this.#now, calibrated, layers, colours);
-      this.#label();
     });
   }
 
-  #label() {
+  /** What the picture shows, for those who do not see it. */
+  #words() {
+    this.#writeTable();
     const reports = this.#heatmap.reports;
-    if (reports.length === 0 || performance.now() - this.#labelled < LABEL_EVERY_MS) return;
-    this.#labelled = performance.now();
     const now = this.#now;
+    if (reports.length === 0) return;
     const most = now.indexOf(Math.max(...now));
     const least = now.indexOf(Math.min(...now));
     byId("heatmap").setAttribute(
@@ -162,6 +167,7 @@ export class Inside {
   }
 
   #writeTable() {
+    if (!this.#table.shown) return;
     const reports = this.#heatmap.reports.map((column) => column.values);
     const means = reports.length > 0 ? this.#now.map((_, i) => mean(reports.map((r) => r[i]))) : [];
     this.#table.write(this.#now, means, this.#info.calibrated ?? null, this.#info.drift ?? null);

@@ -3,12 +3,9 @@
 import { element } from "./elements.js";
 import * as numbers from "./numbers.js";
 
-const EVERY_MS = 1000;
-
 export class LayerTable {
   #details;
   #body;
-  #written = 0;
 
   /** @param {HTMLDetailsElement} details */
   constructor(details) {
@@ -16,17 +13,13 @@ export class LayerTable {
     this.#body = details.querySelector("tbody");
   }
 
-  /** Whether it is worth the work to write it again. */
-  get due() {
-    return this.#details.open && performance.now() - this.#written >= EVERY_MS;
+  get shown() {
+    return this.#details.open;
   }
 
   /** Calls back when somebody opens it. */
   whenOpened(write) {
-    this.#details.addEventListener("toggle", () => {
-      this.#written = 0;
-      write();
-    });
+    this.#details.addEventListener("toggle", write);
   }
 
   /**
@@ -36,7 +29,6 @@ export class LayerTable {
    * @param {number[] | null} drift
    */
   write(now, means, calibrated, drift) {
-    this.#written = performance.now();
     const cell = (value, text) => element("td", "", value === undefined ? "–" : text(value));
     const rows = Array.from(now, (fraction, layer) => {
       const name = element("th", "", String(layer));

@@ -60,8 +60,10 @@ export class Live {
       const response = await this.#server.fetch("v1/sparsity?stream=true", options);
       for await (const data of events(response.body)) {
         if (data === "[DONE]") return;
+        const report = JSON.parse(data);
+        if (!Array.isArray(report.active_fraction)) return; // An error: the server is going away.
         onEvent();
-        this.#onReport(JSON.parse(data), true);
+        this.#onReport(report, true);
       }
     } finally {
       document.removeEventListener("visibilitychange", hide);

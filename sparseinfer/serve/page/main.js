@@ -35,15 +35,8 @@ const chat = new Chat(server, byId("turns"), new Announcer(byId("announcer")), f
     send.classList.toggle("stop", running);
   },
   onRate: (side, rate) => inside.setRate(side, rate),
-  onSide(side) {
-    live.nudge();
-    inside.dense = side === "dense";
-  },
-  async onSideEnd(side) {
-    // What a dense run reads would hide what a sparse one does.
-    if (side !== "dense") await live.refresh().catch(() => {});
-    inside.dense = false;
-  },
+  onSide: () => live.nudge(),
+  onSideEnd: () => live.refresh().catch(() => {}),
   onCompared: (times) => inside.setComparison(times),
   onError(error) {
     if (error.param === "sparsity") {
@@ -57,7 +50,10 @@ function report(data, isLive) {
   inside.report(data, isLive);
   byId("model-shape").textContent = inside.shape;
   if (inside.isDenseModel) {
-    cannotCompare("This model is dense: every neuron is computed, and there is nothing to compare.");
+    cannotCompare("This model is dense: there is no sparsity to switch off.");
+    byId("welcome-text").textContent =
+      "This model is dense: it computes all of its neurons for every token. “sparseinfer convert” " +
+      "makes a model of it that does not.";
   }
 }
 

@@ -1,7 +1,7 @@
 """A server without a model: the page's files, and routes that play what a test wrote down.
 
-It answers in the shape of the real routes, which have tests of their own; here a test decides word by
-word what a browser gets to see. Run as a program it plays a scene to look at.
+It answers in the shape of the real routes, which have tests of their own; here a test decides word
+by word what a browser gets to see. Run as a program it plays a scene to look at.
 """
 
 from __future__ import annotations
@@ -86,6 +86,22 @@ class Stage:
     """The server's state, which a test reads and writes."""
 
     def __init__(self) -> None:
+        self.reset()
+        self.listeners = 0
+        """Streams of /v1/sparsity that are open."""
+        self.app = Starlette(
+            routes=[
+                Route("/", self._index),
+                Mount("/page", StaticFiles(directory=PAGE)),
+                Route("/health", self._health),
+                Route("/v1/models", self._models),
+                Route("/v1/sparsity", self._sparsity),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            ]
+        )
+
+    def reset(self) -> None:
+        """Back to a server that has nothing to complain of."""
         self.scripts: deque[Script] = deque()
         """Played in turn; then the default one."""
         self.requests: list[Json] = []
@@ -99,20 +115,10 @@ class Stage:
         """Where set, each piece of an answer waits for one."""
         self.reports: deque[list[float]] = deque()
         """Active fractions that /v1/sparsity?stream=true sends, once each."""
-        self.listeners = 0
-        """Streams of /v1/sparsity that are open."""
+        self.silent = False
+        """Whether those streams end at once."""
         self.dropped = 0
         """Answers whose client went away."""
-        self.app = Starlette(
-            routes=[
-                Route("/", self._index),
-                Mount("/page", StaticFiles(directory=PAGE)),
-                Route("/health", self._health),
-                Route("/v1/models", self._models),
-                Route("/v1/sparsity", self._sparsity),
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
-            ]
-        )
 
     async def _index(self, _request: Request) -> Response:
         return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": POLICY})
@@ -140,7 +146,7 @@ class Stage:
         self.listeners += 1
         try:
             yield b": open\n\n"
-            while True:
+            while not self.silent:
                 while self.reports:
                     report = {**(self.sparsity or {}), "active_fraction": self.reports.popleft()}
                     yield b"data: " + json.dumps(report).encode() + b"\n\n"
@@ -189,6 +195,8 @@ class Stage:
             yield _event({"error": script.error})
             return
         if script.ending == "broken":
+            # A browser that learns of this at once throws away what came before.
+            await asyncio.sleep(0.2)
             raise ConnectionAbortedError("as the script says")
         if script.ending == "cut":
             return
@@ -230,7 +238,9 @@ def serving(stage: Stage, port: int = 0) -> Iterator[str]:
 def wave(layers: int, step: int, noise: random.Random) -> list[float]:
     """Active fractions as a model might have them."""
     return [
-        min(max(0.5 - 0.25 * math.cos(6 * layer / layers) + 0.06 * math.sin(step / 4 + layer), 0), 1)
+        min(
+            max(0.5 - 0.25 * math.cos(6 * layer / layers) + 0.06 * math.sin(step / 4 + layer), 0), 1
+        )
         + noise.uniform(-0.03, 0.03)
         for layer in range(layers)
     ]
