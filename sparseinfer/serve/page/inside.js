@@ -1,7 +1,7 @@
 /** The panel that shows the model at work: active neurons, bytes, tokens per second. */
 
 import { Bars } from "./bars.js";
-import { FULL, fitted, ramp } from "./colours.js";
+import { FULL, fitted, outside, ramp } from "./colours.js";
 import { byId } from "./elements.js";
 import { Heatmap } from "./heatmap.js";
 import { LayerTable } from "./layer_table.js";
@@ -20,7 +20,6 @@ export class Inside {
   #bytes = new Bars(byId("bytes-bars"), numbers.bytes);
   #speed = new Bars(byId("speed-bars"), numbers.rate);
   #full = byId("scale-full");
-  #range = FULL;
   #putInWords = throttle(WORDS_EVERY_MS, () => this.#words());
   #due = false;
 
@@ -121,10 +120,11 @@ export class Inside {
       const style = getComputedStyle(document.documentElement);
       const colour = (name) => style.getPropertyValue(name).trim();
       const reports = this.#heatmap.reports.map((column) => column.values);
-      this.#range = this.#full.checked ? FULL : fitted(reports.length > 0 ? reports : [this.#now]);
-      byId("scale-low").textContent = numbers.percent(this.#range.low);
-      byId("scale-high").textContent = numbers.percent(this.#range.high);
-      this.#heatmap.draw(ramp(), colour("--cell"), this.#range);
+      const range = this.#full.checked ? FULL : fitted(reports.length > 0 ? reports : [this.#now]);
+      const { below, above } = outside(reports, range);
+      byId("scale-low").textContent = `${below ? "≤" : ""}${numbers.percent(range.low)}`;
+      byId("scale-high").textContent = `${above ? "≥" : ""}${numbers.percent(range.high)}`;
+      this.#heatmap.draw(ramp(), colour("--cell"), range);
       const colours = { bar: colour("--sparse"), empty: colour("--cell"), mark: colour("--ink") };
       const { calibrated = null, layers = 0 } = this.#info;
       this.#profile.draw(this.#now, calibrated, layers, colours);

@@ -71,6 +71,21 @@ def test_the_conversation_goes_on_with_the_sparse_answer(visit: Visit):
     assert visit.stage.requests[2]["messages"][1]["content"] == "sparse says"
 
 
+def test_the_side_that_runs_is_the_one_to_be_seen(visit: Visit):
+    visit.stage.permits = threading.Semaphore(103)
+    visit.stage.scripts.extend([Script(["long\n"] * 100), Script(["short"] * 4)])
+    visit.open()
+    visit.compare()
+    visit.send("Hi")
+    sparse, dense = visit.answers.first, visit.answers.last
+    expect(dense).to_have_text("short" * 3)
+    expect(dense).to_be_in_viewport()
+    visit.stage.permits.release()
+    expect(visit.page.locator(".verdict")).to_be_in_viewport()
+    expect(sparse).to_be_in_viewport()
+    expect(dense).not_to_be_in_viewport()
+
+
 def test_stop_ends_both(visit: Visit):
     visit.stage.permits = threading.Semaphore(1)
     visit.open()

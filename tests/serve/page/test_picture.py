@@ -60,6 +60,10 @@ def test_the_scale_fits_what_differs_and_says_so(visit: Visit):
     visit.report([0.42, 0.44, 0.46, 0.53])
     expect(visit.page.locator("#scale-low")).to_have_text("40%")
     expect(visit.page.locator("#scale-high")).to_have_text("55%")
+    # One cell that stands out does not take the colours of all others, but is not hidden either.
+    visit.report(*[[0.42, 0.44, 0.46, 0.53]] * 30, [0.42, 0.44, 0.46, 0.9])
+    expect(visit.page.locator("#scale-low")).to_have_text("40%")
+    expect(visit.page.locator("#scale-high")).to_have_text("≥55%")
     visit.page.get_by_label("Full scale").check()
     expect(visit.page.locator("#scale-low")).to_have_text("0%")
     expect(visit.page.locator("#scale-high")).to_have_text("100%")
