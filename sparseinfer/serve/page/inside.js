@@ -108,8 +108,11 @@ export class Inside {
     this.#bytes.set("sparse", read);
     byId("bytes-now").textContent = numbers.bytes(read);
     if (!dense) return;
+    const saved = 1 - read / dense;
     byId("bytes-note").textContent =
-      `${numbers.percent(1 - read / dense)} of the weight bytes of a dense step stay unread.`;
+      saved >= 0
+        ? `${numbers.percent(saved)} of the weight bytes of a dense step stay unread.`
+        : `${numbers.percent(-saved)} more than a dense step reads.`;
   }
 
   #draw() {

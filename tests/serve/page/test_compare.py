@@ -106,7 +106,9 @@ def test_a_model_whose_sparsity_cannot_be_switched_off(visit: Visit):
     visit.compare()
     visit.ask("Hi")
     expect(visit.answers.first).to_have_text("Hello there.")
-    expect(visit.page.locator(".notice").last).to_contain_text(reason)
+    expect(visit.page.locator(".notice").last).to_have_text(
+        f"Sparsity cannot be switched off here. {reason}."
+    )
     expect(visit.page.get_by_role("switch")).to_be_disabled()
     expect(visit.page.locator("#compare-note")).to_contain_text("cannot be switched off")
     visit.ask("Hi")

@@ -126,6 +126,10 @@ def test_bytes_of_sparse_and_of_dense(visit: Visit):
     visit.stage.sparsity = sparsity_info(bytes_per_token=120_000_000)
     visit.ask("Hi")
     expect(visit.page.locator("#bytes-now")).to_have_text("120 MB")
+    # A sketch is read too, and where few neurons rest it costs more than it saves.
+    visit.stage.sparsity = sparsity_info(bytes_per_token=296_000_000)
+    visit.ask("Hi")
+    expect(visit.page.locator("#bytes-note")).to_have_text("10% more than a dense step reads.")
     expect(visit.page.locator("#model-shape")).to_have_text("chess · 4 layers × 1,536 neurons")
 
 
