@@ -53,7 +53,10 @@ export class Inside {
    * @param {boolean} live whether it is of this moment: a column of the picture
    */
   report(report, live) {
+    const { bytes_per_token: known } = this.#info;
     Object.assign(this.#info, report);
+    // Of a quarter of a second they jump about; the server has the figure of a few hundred tokens.
+    if (live && known) this.#info.bytes_per_token = known;
     const fractions = this.#info.active_fraction;
     const layers = this.#info.layers ?? fractions?.length ?? 0;
     this.#heatmap.layers = layers;
