@@ -156,12 +156,10 @@ export class Inside {
   }
 
   #explain() {
-    const reports = this.#heatmap.reports;
-    const seconds = reports.length > 1 ? span(reports) / (reports.length - 1) : null;
-    byId("readout").textContent =
-      seconds === null
-        ? "Point at a cell to read it"
-        : `${seconds.toFixed(2)} s a column; point to read a cell`;
+    const seconds = usualStep(this.#heatmap.reports.map((column) => column.at)) / 1000;
+    byId("readout").textContent = Number.isNaN(seconds)
+      ? "Point at a cell to read it"
+      : `${seconds.toFixed(2)} s a column; point to read a cell`;
   }
 
   #point(event) {
@@ -184,9 +182,8 @@ function mean(values) {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
-/** Seconds from the first report to the last; pauses would count, so the last stretch stands for all. */
-function span(columns) {
-  const recent = columns.slice(-8);
-  const seconds = (recent.at(-1).at - recent[0].at) / 1000;
-  return (seconds / (recent.length - 1)) * (columns.length - 1);
+/** The median of the steps between moments, which pauses do not change; NaN where there is none. */
+function usualStep(moments) {
+  const steps = moments.slice(1).map((moment, i) => moment - moments[i]);
+  return steps.sort((one, other) => one - other)[steps.length >> 1] ?? NaN;
 }

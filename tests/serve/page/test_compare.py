@@ -67,6 +67,7 @@ def test_the_conversation_goes_on_with_the_sparse_answer(visit: Visit):
     visit.compare()
     visit.ask("Hi")
     expect(visit.page.locator(".verdict")).to_contain_text("differ from the first word on")
+    assert visit.page.locator("mark").count() == 0
     visit.ask("And?")
     assert visit.stage.requests[2]["messages"][1]["content"] == "sparse says"
 
