@@ -6,7 +6,8 @@ Filters apply in the order that transformers uses: temperature, top-k, top-p, mi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -15,7 +16,8 @@ from sparseinfer.errors import ConfigError, NumericalError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose a token. Temperature 0 is greedy and ignores the other filters.
+    """How to choose a token. Temperature 0 is greedy and ignores the filters (top_k, top_p, min_p),
+    not the penalties.
 
     Raises:
         ConfigError: a value outside its domain, named.
@@ -30,6 +32,15 @@ class Sampling:
     """Drop tokens less likely than min_p times the most likely one."""
     seed: int | None = None
     """None draws a fresh seed; the process-global generator is never used."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens in prompt or answer are divided by it where positive, else multiplied (CTRL,
+    1909.05858, as transformers does it); in [0.01, 100], 1 changes nothing."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token in the answer, as OpenAI does it; in [-2, 2]."""
+    frequency_penalty: float = 0.0
+    """The same, times how often it is there."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    """Token id -> what is added to its logit before the penalties, in [-100, 100]."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):

@@ -1,0 +1,32 @@
+"""Many requests on one model: continuous batching, prompts by chunks, prefixes reused.
+
+Reading order: `request` (what is asked and answered), `state` (figures) and `scheduler`.
+"""
+
+from sparseinfer.engine.scheduling.request import (
+    MAX_TOP_LOGPROBS,
+    Finished,
+    Sink,
+    Ticket,
+    Timings,
+    TokenEvent,
+    TokenMask,
+    TokenRequest,
+)
+from sparseinfer.engine.scheduling.scheduler import Scheduler, kv_bytes
+from sparseinfer.engine.scheduling.state import WINDOW_TOKENS, SchedulerState
+
+__all__ = [
+    "MAX_TOP_LOGPROBS",
+    "WINDOW_TOKENS",
+    "Finished",
+    "Scheduler",
+    "SchedulerState",
+    "Sink",
+    "Ticket",
+    "Timings",
+    "TokenEvent",
+    "TokenMask",
+    "TokenRequest",
+    "kv_bytes",
+]
