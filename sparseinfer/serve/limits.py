@@ -44,8 +44,10 @@ TEMPLATE_SECONDS = 10.0
 """A chat template that runs longer is stopped: 400."""
 HEADER_SECONDS = 30.0
 """A connection that sends no whole request header for so long is closed."""
-MAX_WAITING_CONNECTIONS = 1024
-"""Connections besides those that requests in hand need; more get 503."""
+MAX_CONNECTIONS = 512
+"""Open at a time; more get 503, whatever they ask for."""
+MAX_WATCHERS = 16
+"""Open streams of /v1/sparsity; more: 429."""
 RETRY_AFTER_SECONDS = 1
 """What `Retry-After` of a 429 says."""
 
@@ -70,7 +72,8 @@ class Limits:
     """Time from the request's body to the end of its answer; longer: 408, or an error event in a
     stream that has begun."""
     send_seconds: float = 60.0
-    """Time a client may go without reading its answer; longer: its connection is cut."""
+    """Time a client may take to read what is ready for it (64 KiB); longer: its connection is
+    cut."""
     drain_seconds: float = 20.0
     """Time requests in hand may take after SIGTERM; what is left then ends with an error (503)."""
 
@@ -93,7 +96,7 @@ class Gate:
             ApiError: 429 where none is free.
         """
         if self.requests >= self._limits.waiting_requests + self.slots:
-            raise _full(f"{self.requests} requests")
+            raise full(f"{self.requests} requests")
         self.requests += 1
         try:
             yield
@@ -110,7 +113,7 @@ class Gate:
             ApiError: 429 where they are too many beside those in hand.
         """
         if self.sequences and self.sequences + count > self._limits.waiting_sequences + self.slots:
-            raise _full(f"{self.sequences} answers")
+            raise full(f"{self.sequences} answers")
         self.sequences += count
         try:
             yield
@@ -118,7 +121,8 @@ class Gate:
             self.sequences -= count
 
 
-def _full(what: str) -> ApiError:
+def full(what: str) -> ApiError:
+    """Refuses a request beside `what` that is in hand."""
     return ApiError(
         429,
         f"the server has {what} in hand and takes no more; retry later",

@@ -7,7 +7,7 @@ limits bound the time and memory that a client's schema can take.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from sparseinfer.tokenizer import Tokenizer
 
 _WHITESPACE = r"[ \n]{0,32}"
 """Between two tokens of JSON; without a bound some models write nothing else."""
+
+_NOTHING_FITS = "NoExtension"
 
 _LIMITS = LLParserLimits(
     # At about 50,000 a millisecond: 10 ms to read a regular expression of the schema.
@@ -42,10 +44,11 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, size: int, end_ids: Collection[int]) -> None:
         self.size = size
+        self._names = {token: name for name, token in tokenizer.backend.vocabulary.items()}
         serialized = tokenizer.backend.serialized
         self._tokens: LLTokenizer | None = None
         if serialized is not None:
-            known = max(tokenizer.backend.vocabulary.values(), default=0) + 1
+            known = max(self._names, default=0) + 1
             ends = sorted(end_ids) or None
             self._tokens = LLTokenizer(serialized, n_vocab=max(size, known), eos_token=ends)
 
@@ -58,6 +61,10 @@ class Vocabulary:
         """The bytes that a token stands for; the name of a special token."""
         assert self._tokens is not None
         return self._tokens.decode_bytes([token])
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """How the tokenizer's own files spell tokens; empty for ids that they lack."""
+        return [self._names.get(token, "") for token in ids]
 
     def grammar(self, lark: str, param: str) -> Grammar:
         """A grammar in llguidance's dialect of Lark.
@@ -126,7 +133,7 @@ class GrammarMask:
         return self._matcher.is_stopped()
 
     def allowed(self) -> np.ndarray:
-        """Which tokens may come next, bool [V].
+        """Which tokens may come next, one bit each.
 
         Raises:
             ApiError: 400 where finding out is too much work.
@@ -134,7 +141,7 @@ class GrammarMask:
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             raise _refused(self._matcher, self._param)
-        return np.unpackbits(packed, count=self._size, bitorder="little").view(bool)
+        return packed[: (self._size + 7) // 8]
 
     def accept(self, token: int) -> None:
         """Goes on behind a token, one of those allowed."""
@@ -142,5 +149,7 @@ class GrammarMask:
 
 
 def _refused(matcher: LLMatcher, param: str) -> ApiError:
-    reason = (matcher.get_error().strip() or "nothing can fit it").splitlines()[0]
+    reason = (matcher.get_error().strip() or _NOTHING_FITS).splitlines()[0]
+    if reason.startswith(_NOTHING_FITS):
+        reason = "no text fits it"
     return ApiError(400, f"{param}: this schema cannot be followed: {reason[:200]}", param=param)
