@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from sparseinfer.serve.answers import ChatAnswer, CompletionAnswer
-from sparseinfer.serve.errors import install_error_handlers, loading
+from sparseinfer.serve.errors import install_error_handlers
 from sparseinfer.serve.front import Access, FrontDoor
 from sparseinfer.serve.limits import Limits
 from sparseinfer.serve.metrics import CONTENT_TYPE
@@ -84,9 +83,7 @@ def create_app(
     _add_plain_routes(app, service)
     _add_posts(app, service)
     add_page(app)
-    describe_requests(
-        app, (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
-    )
+    describe_requests(app, (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest))
     return app
 
 

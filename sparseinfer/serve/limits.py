@@ -5,10 +5,12 @@ What is bounded by the model's context needs no limit of its own: prompts and an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sparseinfer.errors import ConfigError
 from sparseinfer.serve.errors import ApiError
 
 # Of one request; what is beyond: 400.
@@ -50,11 +52,16 @@ MAX_WATCHERS = 16
 """Open streams of /v1/sparsity; more: 429."""
 RETRY_AFTER_SECONDS = 1
 """What `Retry-After` of a 429 says."""
+_LEAST_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one server."""
+    """Limits of one server.
+
+    Raises:
+        ConfigError: a limit that nothing could stay within, named.
+    """
 
     waiting_requests: int = 64
     """Requests in hand besides one for each slot (being read, queued, sent); more: 429."""
@@ -76,6 +83,14 @@ class Limits:
     cut."""
     drain_seconds: float = 20.0
     """Time requests in hand may take after SIGTERM; what is left then ends with an error (503)."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 0 if name in ("waiting_requests", "waiting_sequences", "drain_seconds") else 1
+            if isinstance(value, float) and name != "drain_seconds":
+                least = _LEAST_SECONDS
+            if not least <= value < math.inf:
+                raise ConfigError(f"limit {name} is {value}; it must be at least {least}")
 
 
 class Gate:

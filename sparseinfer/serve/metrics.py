@@ -25,10 +25,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = {"namespace": _PREFIX, "registry": self.registry}
-        self.requests = Counter(
-            "requests", "Requests answered.", ["route", "status"], **registry
+        self.requests = Counter("requests", "Requests answered.", ["route", "status"], **registry)
+        self.in_hand = Gauge(
+            "requests_in_hand", "Generating requests not answered yet.", **registry
         )
-        self.in_hand = Gauge("requests_in_hand", "Generating requests not answered yet.", **registry)
         self.seconds = Histogram(
             "request_seconds",
             "From a generating request's header to the end of its answer.",
@@ -86,7 +86,9 @@ class _EngineCollector(Collector):
             "calibrated_active_fraction", "The same on the calibration text.", facts.calibrated
         )
         yield _by_layer(
-            "active_fraction_drift", "Difference of the two: above 0, more fire.", facts.drift(active)
+            "active_fraction_drift",
+            "Difference of the two: above 0, more fire.",
+            facts.drift(active),
         )
 
 

@@ -25,7 +25,8 @@ def completion_work(request: CompletionRequest, served: Served, limits: Limits) 
     """Raises ApiError (400) for ids outside the vocabulary, more tokens than fit the context, and
     whatever else this model or this server cannot do."""
     _check_count("prompt", "prompts", len(request.prompt), limits.prompts)
-    _check_count("best_of", "answers", request.candidates, limits.choices)
+    counted = "n" if request.best_of is None else "best_of"
+    _check_count(counted, "answers", request.candidates, limits.choices)
     shown = request.logprobs is not None
     _check(request, served, logprobs=shown)
     # Answers are compared by their probability; a prompt alone is computed for its own.
@@ -174,9 +175,7 @@ def _check_count(param: str, what: str, count: int, most: int) -> None:
 def _check(request: GenerationRequest, served: Served, *, logprobs: bool) -> None:
     """What depends on the model's vocabulary."""
     if logprobs and not served.vocabulary.is_known:
-        raise ApiError(
-            400, "logprobs: not supported with this model's tokenizer", param="logprobs"
-        )
+        raise ApiError(400, "logprobs: not supported with this model's tokenizer", param="logprobs")
     for token in request.logit_bias:
         if token >= served.vocab_size:
             raise ApiError(

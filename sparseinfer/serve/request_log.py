@@ -49,7 +49,9 @@ def begin(scope: Scope, asked_id: str | None) -> RequestRecord:
     Args:
         asked_id: the client's own id of the request, which is taken if it is a sane one.
     """
-    chosen = asked_id if asked_id and _SANE_ID.fullmatch(asked_id) else f"req-{secrets.token_hex(12)}"
+    chosen = (
+        asked_id if asked_id and _SANE_ID.fullmatch(asked_id) else f"req-{secrets.token_hex(12)}"
+    )
     scope[_KEY] = RequestRecord(chosen, scope["method"])
     return scope[_KEY]
 

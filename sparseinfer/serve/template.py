@@ -1,9 +1,9 @@
 """The model's chat template: what it takes, and its use on what clients send.
 
 The template belongs to the model and runs in transformers' sandbox; what it is applied to belongs
-to the client. So only scalars of bounded size go in besides messages and tools (`schema.variables`),
-and only under names that the template itself asks for; and a template that does not come to its end
-is stopped.
+to the client. So only scalars of bounded size go in besides messages and tools
+(`schema.variables`), and only under names that the template itself asks for; and a template that
+does not come to its end is stopped.
 """
 
 from __future__ import annotations

@@ -99,9 +99,7 @@ class Grammar:
 
     def __init__(self, tokens: LLTokenizer | None, grammar: str, size: int, param: str) -> None:
         if tokens is None:
-            raise ApiError(
-                400, f"{param}: not supported with this model's tokenizer", param=param
-            )
+            raise ApiError(400, f"{param}: not supported with this model's tokenizer", param=param)
         self._size = size
         self._param = param
         self._matcher = LLMatcher(tokens, grammar, log_level=0, limits=_LIMITS)

@@ -97,6 +97,8 @@ class Finished:
     cached_tokens: int
     """Tokens of the prompt that were taken from earlier or simultaneous requests."""
     timings: Timings
+    end: TokenEvent | None = None
+    """The id that ended the text, where one did and `logprobs` were asked for."""
 
 
 class Sink(Protocol):
@@ -125,3 +127,5 @@ class Ticket:
         self.request = request
         self.sink = sink
         self.cancelled = False
+        self.cached_tokens = 0
+        """As in `Finished`; known from the first token on."""

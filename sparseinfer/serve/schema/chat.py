@@ -16,7 +16,7 @@ from sparseinfer.serve.limits import (
 from sparseinfer.serve.schema.fields import Fields, Neutral, field_error
 from sparseinfer.serve.schema.generation import GenerationRequest
 from sparseinfer.serve.schema.messages import Message
-from sparseinfer.serve.schema.tools import NamedTool, Tool
+from sparseinfer.serve.schema.tools import NamedTool, Tool, ToolChoice
 from sparseinfer.serve.schema.variables import Variables
 
 
@@ -71,7 +71,7 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
     tools: Annotated[list[Tool], FailFast()] = Field(default_factory=list, max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
     chat_template_kwargs: Variables = Field(default_factory=dict)

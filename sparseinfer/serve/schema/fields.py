@@ -54,7 +54,14 @@ def _same(value: Any, default: Any) -> bool:
     return isinstance(value, bool) == isinstance(default, bool) and value == default
 
 
-RequestType = TypeVar("RequestType", bound=Fields)
+class ModelRequest(Fields):
+    """A whole body."""
+
+    model: str | None = None
+    """The served name, or absent."""
+
+
+RequestType = TypeVar("RequestType", bound=ModelRequest)
 
 
 def parse_request(kind: type[RequestType], body: bytes) -> RequestType:

@@ -16,7 +16,7 @@ from sparseinfer.serve.limits import (
     MAX_STOPS,
     MAX_TEMPERATURE,
 )
-from sparseinfer.serve.schema.fields import Fields, Neutral, fault, field_error
+from sparseinfer.serve.schema.fields import Fields, ModelRequest, Neutral, fault, field_error
 
 _MAX_BIAS = 100.0
 _MAX_SEED = (1 << 63) - 1
@@ -73,11 +73,9 @@ class StreamOptions(Fields):
     include_usage: bool = False
 
 
-class GenerationRequest(Fields):
+class GenerationRequest(ModelRequest):
     """What both routes take."""
 
-    model: str | None = None
-    """The served name, or absent."""
     max_tokens: int | None = Field(default=None, ge=0, lt=1 << 53)
     temperature: float = Field(default=1.0, ge=0, le=MAX_TEMPERATURE)
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -66,8 +66,6 @@ class Message(Fields):
             raise field_error("tool_call_id", "a message of role 'tool' needs it")
         if self.content is None and self.tool_calls is None:
             raise field_error("content", "should be a string or a list of text parts")
-        for call in self.tool_calls or ():
-            call.for_template()
         return self
 
     def for_template(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import FailFast, Field, model_validator
 
 from sparseinfer.serve.limits import MAX_MESSAGES, MAX_TOOLS
-from sparseinfer.serve.schema.fields import Fields, Neutral, field_error
+from sparseinfer.serve.schema.fields import ModelRequest, Neutral, field_error
 from sparseinfer.serve.schema.messages import Message
 from sparseinfer.serve.schema.tools import Tool
 from sparseinfer.serve.schema.variables import Variables
@@ -15,12 +15,11 @@ from sparseinfer.serve.schema.variables import Variables
 _OF_CHATS = ("tools", "chat_template_kwargs", "add_generation_prompt")
 
 
-class TokenizeRequest(Fields):
+class TokenizeRequest(ModelRequest):
     """Body of POST /tokenize: a text, or a chat."""
 
     neutral: ClassVar[Neutral] = {"continue_final_message": (False,)}
 
-    model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], FailFast()] = Field(
         default_factory=list, max_length=MAX_MESSAGES
@@ -45,8 +44,7 @@ class TokenizeRequest(Fields):
         return self
 
 
-class DetokenizeRequest(Fields):
+class DetokenizeRequest(ModelRequest):
     """Body of POST /detokenize."""
 
-    model: str | None = None
     tokens: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 53)]], FailFast()]

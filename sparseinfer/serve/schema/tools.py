@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
 
-from sparseinfer.serve.schema.fields import Fields, Neutral, field_error
+from sparseinfer.serve.schema.fields import Fields, Neutral, fault
 
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
@@ -49,23 +49,57 @@ class NamedTool(Fields):
     function: NamedFunction
 
 
+_NAMED_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "pattern": _NAME}},
+            "required": ["name"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["type", "function"],
+    "additionalProperties": False,
+}
+
+_Way = Literal["none", "auto", "required"]
+
+
+def _choice(value: Any) -> _Way | NamedTool:
+    if isinstance(value, dict):
+        return NamedTool.model_validate(value)
+    if value not in get_args(_Way):
+        raise fault(f"should be one of {', '.join(get_args(_Way))}, or name a tool")
+    return value
+
+
+ToolChoice = Annotated[
+    _Way | NamedTool,
+    PlainValidator(_choice),
+    WithJsonSchema({"anyOf": [{"enum": list(get_args(_Way))}, _NAMED_SCHEMA]}),
+]
+
+
+def _arguments(value: Any) -> dict[str, Any]:
+    """The object that a string holds, as templates take it."""
+    try:
+        arguments = (
+            from_json(value or "{}", allow_inf_nan=False) if isinstance(value, str) else None
+        )
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise fault("should be a JSON object, written as a string")
+    return arguments
+
+
 class CalledFunction(Fields):
     name: str = Field(pattern=_NAME)
-    arguments: str
-    """A JSON object, as text."""
-
-    def parsed(self) -> dict[str, Any]:
-        """
-        Raises:
-            ValidationError: the arguments are not a JSON object.
-        """
-        try:
-            arguments = from_json(self.arguments or "{}", allow_inf_nan=False)
-        except ValueError:
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise field_error("arguments", "should be a JSON object, written as a string")
-        return arguments
+    arguments: Annotated[
+        dict[str, Any], PlainValidator(_arguments), WithJsonSchema({"type": "string"})
+    ]
 
 
 class PastCall(Fields):
@@ -76,9 +110,5 @@ class PastCall(Fields):
     function: CalledFunction
 
     def for_template(self) -> dict[str, Any]:
-        arguments = self.function.parsed()
-        return {
-            "id": self.id,
-            "type": "function",
-            "function": {"name": self.function.name, "arguments": arguments},
-        }
+        function = {"name": self.function.name, "arguments": self.function.arguments}
+        return {"id": self.id, "type": "function", "function": function}

@@ -1,7 +1,7 @@
 """Calls of tools in the text of an answer: how models write them, told by their chat templates.
 
-Reading order: `calls` (what a call is), `readers` (finding calls in a text), `formats` (which models
-write them how, and grammars that leave them no choice).
+Reading order: `calls` (what a call is), `readers` (finding calls in a text), `formats` (which
+models write them how, and grammars that leave them no choice).
 """
 
 from sparseinfer.serve.tools.calls import ToolCall
