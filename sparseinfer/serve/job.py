@@ -118,9 +118,9 @@ class Job:
                 event or TokenEvent(token)
                 for token, event in zip(prompt.ids, logprobs, strict=True)
             ]
-            entries = map(Entry, events, prompt.offsets)
-            self._add(candidate, Piece(prompt.echo, tuple(entries)))
+            entries = tuple(map(Entry, events, prompt.offsets))
             candidate.echoed = True
+            self._add(candidate, Piece(prompt.echo, entries))
 
     def token(self, candidate: Candidate, event: TokenEvent, at: float) -> None:
         """One more token, which was known at the time `at` (of `time.perf_counter`)."""

@@ -57,6 +57,8 @@ def completion_work(request: CompletionRequest, served: Served, limits: Limits) 
             stops=request.stop,
             offset=len(prompt.echo),
             with_entries=shown,
+            # A harness that asks for one token finds one entry, even where the text ends there.
+            with_end=True,
         )
         tasks += _tasks(request, request.candidates, asked, prompt, served, text)
     return _checked(Work(tuple(tasks), request.candidates, request.n), served)

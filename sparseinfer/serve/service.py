@@ -129,7 +129,10 @@ class Service:
             check_name(request.model, served)
             return request, use(request, served)
 
-        return await asyncio.get_running_loop().run_in_executor(self._text_threads, parsed)
+        return await self._off_loop(parsed)
+
+    async def _off_loop(self, call: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._text_threads, call)
 
     async def generate(self, http: Request, route: Route[Generating]) -> Response:
         """Answers one generating request."""
@@ -152,7 +155,10 @@ class Service:
                 await job.began()
                 if not request.stream:
                     choices = await _choices(job)
-                    return JSONResponse(answer.whole(choices, Usage.of(job)))
+                    # Thousands of log-probabilities take a while to write down.
+                    return await self._off_loop(
+                        lambda: JSONResponse(answer.whole(choices, Usage.of(job)))
+                    )
             # From here on the response holds the places and the job.
             return EventStream(answer_events(job, answer), on_close=stack.pop_all().close)
 

@@ -51,7 +51,8 @@ class AnswerText:
         stream: turns tokens to text.
         stops: strings that end the answer and are not part of it.
         offset: characters before the answer, where offsets count from.
-        with_entries: whether log-probabilities are to be shown.
+        with_entries: whether log-probabilities are to be shown,
+        with_end: also of the token that ends the text, of which it is no part.
         reader: what finds tool calls, if they may be there.
         markers: special tokens that the reader must see -> their text.
     """
@@ -63,6 +64,7 @@ class AnswerText:
         *,
         offset: int = 0,
         with_entries: bool = False,
+        with_end: bool = False,
         reader: ToolReader | None = None,
         markers: Mapping[int, str] | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class AnswerText:
         self._reader = reader
         self._markers = markers or {}
         self._with_entries = with_entries
+        self._with_end = with_entries and with_end
         self._seen = offset
         """Characters so far, those held back included,"""
         self._passed = offset
@@ -94,9 +97,9 @@ class AnswerText:
         """What was held back, once no more tokens come.
 
         Args:
-            end: the token that ended the text, of which it is no part.
+            end: the token that ended the text.
         """
-        if self._with_entries and end is not None and not self.stopped:
+        if self._with_end and end is not None and not self.stopped:
             self._held.append(Entry(end, self._seen))
         rest = self._piece(self._stops.flush())
         entries = () if self._stops.stopped else tuple(self._held)
