@@ -62,6 +62,10 @@ SIGNATURES = {
         "top_p": 1.0,
         "min_p": 0.0,
         "seed": None,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "logit_bias": None,
     },
 }
 

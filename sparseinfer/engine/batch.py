@@ -2,72 +2,59 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-
-from sparseinfer.engine.cache import KVCache
-from sparseinfer.engine.sampling import Sampler
+from sparseinfer.engine.sampling import Sampling
+from sparseinfer.engine.scheduling import Finished, Scheduler, TokenEvent, TokenRequest
 from sparseinfer.kernels.decoder.cpu import MAX_ROWS
 
-Prefill = Callable[[torch.Tensor, KVCache], torch.Tensor]
-"""Stores a prompt [T] in an empty cache and returns the logits [V] of its last position."""
-
-Step = Callable[[Sequence[int], Sequence[KVCache]], torch.Tensor]
-"""Appends one token to each of several sequences and returns their logits [B, V]."""
+if TYPE_CHECKING:
+    from sparseinfer.engine.model import Model
 
 
-@dataclass
-class _Sequence:
-    prompt: torch.Tensor
-    room: int
-    """Tokens that may still be produced."""
-    sampler: Sampler
-    tokens: list[int] = field(default_factory=list)
+class _Collected:
+    """A sink that keeps token ids."""
 
-    def take(self, logits: torch.Tensor, stop_ids: frozenset[int]) -> bool:
-        """Adds the next token; says whether the sequence goes on."""
-        token = self.sampler(logits)
-        if token in stop_ids:
-            return False
-        self.tokens.append(token)
-        self.room -= 1
-        return self.room > 0
+    def __init__(self, errors: list[Exception]) -> None:
+        self.tokens: list[int] = []
+        self._errors = errors
+
+    def prompt(self, logprobs: Sequence[TokenEvent | None]) -> None:
+        """Nothing asks for them."""
+
+    def token(self, event: TokenEvent) -> None:
+        self.tokens.append(event.token)
+
+    def finished(self, outcome: Finished) -> None:
+        """The tokens are there."""
+
+    def failed(self, error: Exception) -> None:
+        self._errors.append(error)
 
 
 def generate_batch(
-    prompts: Sequence[torch.Tensor],
+    model: Model,
+    prompts: Sequence[Sequence[int]],
     room: Sequence[int],
-    samplers: Sequence[Sampler],
-    stop_ids: frozenset[int],
-    *,
-    new_cache: Callable[[], KVCache],
-    prefill: Prefill,
-    step: Step,
+    sampling: Sampling,
+    stop_ids: Collection[int],
 ) -> list[list[int]]:
     """Continues each prompt by at most `room` tokens; ids that end a text are not in the result.
 
     At most `MAX_ROWS` sequences run at a time: when one ends, the next waiting prompt takes its
     place.
+
+    Raises:
+        NumericalError: the model computes NaN.
     """
-    everything = [
-        _Sequence(prompt, most, sampler)
-        for prompt, most, sampler in zip(prompts, room, samplers, strict=True)
-    ]
-    waiting = deque(everything)
-    # A cache lives only while its sequence runs: that bounds the memory of a long list of prompts.
-    running: list[tuple[_Sequence, KVCache]] = []
-    while waiting or running:
-        while waiting and len(running) < MAX_ROWS:
-            one, cache = waiting.popleft(), new_cache()
-            if one.take(prefill(one.prompt, cache), stop_ids):
-                running.append((one, cache))
-        if not running:
-            continue
-        logits = step([one.tokens[-1] for one, _ in running], [cache for _, cache in running])
-        running = [
-            pair for pair, row in zip(running, logits, strict=True) if pair[0].take(row, stop_ids)
-        ]
-    return [one.tokens for one in everything]
+    slots = max(1, min(MAX_ROWS, len(prompts)))
+    scheduler = Scheduler(model, slots=slots, stop_ids=stop_ids, prompts_first=True)
+    errors: list[Exception] = []
+    sinks = [_Collected(errors) for _ in prompts]
+    for ids, most, sink in zip(prompts, room, sinks, strict=True):
+        scheduler.submit(TokenRequest(tuple(ids), most, sampling), sink)
+    while scheduler.step():
+        if errors:
+            raise errors[0]
+    return [sink.tokens for sink in sinks]

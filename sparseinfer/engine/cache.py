@@ -9,6 +9,12 @@ from sparseinfer.config import ModelConfig
 _INITIAL_POSITIONS = 256
 
 
+def kv_bytes(config: ModelConfig, dtype: torch.dtype, positions: int) -> int:
+    """Bytes of keys and values of so many positions, all layers."""
+    per_position = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+    return per_position * positions
+
+
 class KVCache:
     """Keys and values of all layers, growing by doubling.
 
@@ -39,6 +45,20 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         """Counts `tokens` more positions, once every layer has stored them."""
         self.length += tokens
+
+    def truncate(self, length: int) -> None:
+        """Forgets all positions from `length` on, of which there are at least so many; keeps the
+        memory."""
+        self.length = length
+
+    def extend_from(self, source: KVCache, length: int) -> None:
+        """Appends the positions of another cache of the same model up to `length`, which both then
+        hold: this one must be no longer, that one no shorter."""
+        begin = self.length
+        self.reserve(length - begin)
+        self.keys[:, :, begin:length] = source.keys[:, :, begin:length]
+        self.values[:, :, begin:length] = source.values[:, :, begin:length]
+        self.length = length
 
     def _empty(self) -> torch.Tensor:
         config = self._config

@@ -52,6 +52,9 @@ class Counter:
     def zero(cls, layers: int) -> Counter:
         return cls(np.zeros((layers, 3 + len(PROJECTIONS)), dtype=np.int64))
 
+    def copy(self) -> Counter:
+        return Counter(self.sums.copy(), self.tokens)
+
     def add(self, counts: torch.Tensor, tokens: int) -> None:
         """Adds counts [L, 2] or [L, 10] of some tokens."""
         self.sums[:, : counts.shape[1]] += counts.numpy()

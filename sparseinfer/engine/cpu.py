@@ -84,6 +84,13 @@ class CpuRunner:
             isa=self._isa,
         )
 
+    def twin(self, weights: Weights) -> CpuRunner:
+        """Another runner, on other weights of the same shape: caches fit both, and it shares what
+        it can. One of the two may run at a time."""
+        return CpuRunner(
+            self._config, weights, self._rope, self._pool, self._kv_dtype, self._math, self._isa
+        )
+
     def new_cache(self) -> KVCache:
         return KVCache(self._config, self._kv_dtype)
 
@@ -94,7 +101,8 @@ class CpuRunner:
 
         Args:
             ids: token ids [T], already checked against vocabulary and context.
-            all_logits: logits of every position, not of the last one only.
+            all_logits: logits of every position, not of the last one only, whose bits are the same
+                with either.
 
         Returns:
             logits [T or 1, V] fp32, and counts, see `sparseinfer.engine.counts`.

@@ -14,9 +14,10 @@ from sparseinfer.config import SparsityRecord
 from sparseinfer.engine.batch import generate_batch
 from sparseinfer.engine.counts import Counter
 from sparseinfer.engine.generation import Generation
+from sparseinfer.engine.logprobs import log_probabilities
 from sparseinfer.engine.passes import Passes
 from sparseinfer.engine.predictor import gate_of, open_predictor
-from sparseinfer.engine.prompt import checked_ids, checked_prompt
+from sparseinfer.engine.prompt import check_bias, checked_ids, checked_prompt
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.rules import ModelRules, check_projection
 from sparseinfer.engine.runner import make_runner
@@ -28,7 +29,6 @@ from sparseinfer.engine.settings import (
     prefill_math,
     usable_threads,
 )
-from sparseinfer.engine.torch_threads import torch_threads
 from sparseinfer.formats import WeightFormats
 from sparseinfer.kernels.matrix import Format
 from sparseinfer.packed import Packed, Weights, load_model
@@ -90,7 +90,8 @@ class Model(ModelRules):
             torch.float32 if self.formats.kv == "fp32" else torch.bfloat16,
             math,
         )
-        self._passes = Passes(self._runner, self.config.num_layers, self.threads)
+        self._passes = Passes(self._runner, loaded.weights, self.threads)
+        self._dense_passes: Passes | None = None
         if chosen is not None:
             self._change(
                 "predictor",
@@ -105,9 +106,31 @@ class Model(ModelRules):
         return self.formats.layers
 
     def _use(self, weights: Weights) -> None:
-        self._runner.set_weights(weights)
+        self._passes.use(weights)
         self._weights = weights
-        self.reset_sparsity()
+        self._dense_passes = None
+
+    def passes(self, *, dense: bool = False) -> Passes:
+        """What runs tokens on the model. Its counts are those of `sparsity`.
+
+        Args:
+            dense: without thresholds and whatever else leaves neurons or inputs out: the same
+                matrices in memory, and counts of its own. Where nothing is left out, the same
+                object as without.
+
+        Raises:
+            UnsupportedError: `dense` of a model whose activations are 0 by themselves.
+        """
+        if not dense:
+            return self._passes
+        self.check_dense()
+        if self._dense_passes is None:
+            weights = self._weights.dense()
+            if weights is self._weights:
+                return self._passes
+            runner = self._runner.twin(weights)
+            self._dense_passes = Passes(runner, weights, self.threads)
+        return self._dense_passes
 
     def generate(
         self,
@@ -126,19 +149,20 @@ class Model(ModelRules):
 
         Raises:
             PromptError: an empty prompt, an id outside the vocabulary, or too long a prompt.
-            ConfigError: max_tokens below 1.
+            ConfigError: max_tokens below 1, or a biased id outside the vocabulary.
             NumericalError: (while iterating) the model computes NaN.
         """
         prompt, room = checked_prompt(ids, max_tokens, self.config)
+        check_bias(sampling, self.config)
         cache = self._runner.new_cache()
         decoded = Counter.zero(self.config.num_layers)
         return Generation(
             prompt,
             lambda ids: self._passes.last_logits(ids, cache, decoded),
-            Sampler(sampling),
+            Sampler(sampling, prompt),
             max_tokens=room,
             stop_ids=frozenset(self.stop_ids if stop_ids is None else stop_ids),
-            decode_counts=lambda: self._counted(decoded),
+            decode_counts=lambda: self._passes.counted(decoded),
         )
 
     def generate_batch(
@@ -165,16 +189,14 @@ class Model(ModelRules):
                 prompt is refused.
         """
         checked = [checked_prompt(ids, max_tokens, self.config) for ids in prompts]
-        with torch_threads(1), torch.inference_mode():
-            return generate_batch(
-                [prompt for prompt, _ in checked],
-                [room for _, room in checked],
-                [Sampler(sampling) for _ in checked],
-                frozenset(self.stop_ids if stop_ids is None else stop_ids),
-                new_cache=self._runner.new_cache,
-                prefill=self._passes.last_logits,
-                step=self._passes.step,
-            )
+        check_bias(sampling, self.config)
+        return generate_batch(
+            self,
+            [prompt.tolist() for prompt, _ in checked],
+            [room for _, room in checked],
+            sampling,
+            self.stop_ids if stop_ids is None else stop_ids,
+        )
 
     def logits(self, ids: Sequence[int], *, by: Phase = "prefill") -> torch.Tensor:
         """Next-token logits [T, V] fp32 at every position of one sequence.
@@ -209,9 +231,7 @@ class Model(ModelRules):
         position = 0
         for logits in self._passes.all_logits(checked, checked_phase(by)):
             targets = checked[position + 1 : position + 1 + logits.shape[0]]
-            logits = logits[: targets.shape[0]].double()
-            chosen = logits.gather(1, targets[:, None])[:, 0]
-            scores.append(chosen - logits.logsumexp(1))
+            scores.append(log_probabilities(logits[: targets.shape[0]], targets))
             position += targets.shape[0]
         return torch.cat(scores)
 
@@ -227,10 +247,7 @@ class Model(ModelRules):
         """
         if phase is None:
             return self.sparsity("prefill") + self.sparsity("decode")
-        return self._counted(self._passes.counters[checked_phase(phase)])
-
-    def _counted(self, counter: Counter) -> SparsityCounts:
-        return counter.counts(self._weights.input_thresholds, self._weights.candidate_reads)
+        return self._passes.counted(self._passes.counters[checked_phase(phase)])
 
     def reset_sparsity(self) -> None:
         """Sets the counts of `sparsity` to zero."""

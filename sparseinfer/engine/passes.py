@@ -13,29 +13,50 @@ from sparseinfer.engine.cpu import NATIVE_ROWS
 from sparseinfer.engine.runner import Runner
 from sparseinfer.engine.settings import Phase
 from sparseinfer.engine.torch_threads import torch_threads
+from sparseinfer.packed import Weights
+from sparseinfer.sparsity import SparsityCounts
 
 CHUNK_TOKENS = 512
-"""Prompts are computed this many tokens at a time, which bounds the memory of a long one."""
+"""Prompts are computed this many tokens at a time, counted from their first one: that bounds the
+memory of a long one, and how long others wait for it. The bits of a result depend on it."""
 
 
 class Passes:
     """Runs tokens and counts. Not thread-safe.
 
     Args:
+        weights: what the runner computes.
         threads: of torch, in prompts.
     """
 
-    def __init__(self, runner: Runner, layers: int, threads: int) -> None:
+    def __init__(self, runner: Runner, weights: Weights, threads: int) -> None:
         self.runner = runner
-        self._layers = layers
+        self._weights = weights
         self._threads = threads
+        self.reset()
+
+    def use(self, weights: Weights) -> None:
+        """Goes on with other weights of the same shape; counts start anew."""
+        self.runner.set_weights(weights)
+        self._weights = weights
         self.reset()
 
     def reset(self) -> None:
         """Sets all counts to zero."""
+        layers = len(self._weights.layers)
         self.counters: dict[Phase, Counter] = {
-            phase: Counter.zero(self._layers) for phase in get_args(Phase)
+            phase: Counter.zero(layers) for phase in get_args(Phase)
         }
+
+    def counted(self, counter: Counter) -> SparsityCounts:
+        """What a counter of these weights says."""
+        return counter.counts(self._weights.input_thresholds, self._weights.candidate_reads)
+
+    def prompt_chunk(
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool = False
+    ) -> torch.Tensor:
+        """Appends ids [T] of a prompt; logits [1, V] of the last position, or [T, V] of all."""
+        return self._forward(ids, cache, [self.counters["prefill"]], all_logits=all_logits)
 
     def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> torch.Tensor:
         """One token for each of several sequences; logits [B, V]."""

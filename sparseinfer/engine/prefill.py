@@ -76,13 +76,11 @@ class Prefill:
             ffn = gated_ffn(self._normed(hidden, layer.ffn_norm), layer.ffn, self._gemm)
             hidden += ffn.y
             counts.append(layer_counts([*inward, outward], ffn))
-        if not all_logits:
-            hidden = hidden[-1:]
-        hidden = rms_norm(hidden, self._weights.final_norm, config.rms_norm_eps)
+        norm, eps = self._weights.final_norm, config.rms_norm_eps
+        logits = self._last_logits(rms_norm(hidden[-1:], norm, eps))
         if all_logits:
-            logits = linear(hidden, self._weights.head, None, self._exact)
-        else:
-            logits = self._last_logits(hidden)
+            before = linear(rms_norm(hidden[:-1], norm, eps), self._weights.head, None, self._exact)
+            logits = torch.cat((before, logits))
         return logits, torch.stack(counts)
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

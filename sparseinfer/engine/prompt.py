@@ -1,4 +1,4 @@
-"""What may be a prompt: flat token ids that the model knows and its context holds."""
+"""What may be asked of a model: flat token ids that it knows and its context holds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from sparseinfer.config import ModelConfig
+from sparseinfer.engine.sampling import Sampling
 from sparseinfer.engine.settings import is_count
 from sparseinfer.errors import ConfigError, PromptError
 
@@ -59,3 +60,12 @@ def checked_prompt(
     if max_tokens is not None and not is_count(max_tokens):
         raise ConfigError(f"max_tokens {max_tokens!r} is not a positive whole number")
     return prompt, room if max_tokens is None else min(max_tokens, room)
+
+
+def check_bias(sampling: Sampling, config: ModelConfig) -> None:
+    """Raises ConfigError for a bias on an id that the model does not have."""
+    beyond = [token for token in sampling.logit_bias or () if token >= config.vocab_size]
+    if beyond:
+        raise ConfigError(
+            f"logit_bias: token id {beyond[0]} is outside the vocabulary [0, {config.vocab_size})"
+        )

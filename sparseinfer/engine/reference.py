@@ -53,6 +53,10 @@ class ReferenceRunner:
         """As `sparseinfer.engine.cpu.CpuRunner.set_weights`."""
         self._weights = weights
 
+    def twin(self, weights: Weights) -> ReferenceRunner:
+        """As `sparseinfer.engine.cpu.CpuRunner.twin`."""
+        return ReferenceRunner(self._config, weights, self._rope, self._threads, self._kv_dtype)
+
     def new_cache(self) -> KVCache:
         return KVCache(self._config, self._kv_dtype)
 
@@ -96,10 +100,11 @@ class ReferenceRunner:
             hidden = hidden + ffn.y
             counts.append(layer_counts([*inward, outward], ffn))
         cache.advance(tokens)
-        if not all_logits:
-            hidden = hidden[-1:]
-        hidden = rms_norm(hidden, self._weights.final_norm, eps)
-        return linear(hidden, self._weights.head), torch.stack(counts)
+        # The last position apart from the others: its bits are those of a call without them.
+        rows = (hidden[:-1], hidden[-1:]) if all_logits else (hidden[-1:],)
+        norm, head = self._weights.final_norm, self._weights.head
+        logits = torch.cat([linear(rms_norm(row, norm, eps), head) for row in rows])
+        return logits, torch.stack(counts)
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """What a layer's matrices get."""

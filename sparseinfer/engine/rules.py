@@ -9,7 +9,7 @@ import torch
 
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.settings import is_count
-from sparseinfer.errors import ConfigError
+from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.kernels.input_mask import PROJECTIONS
 from sparseinfer.kernels.lowrank import LowRank
 from sparseinfer.kernels.sign import SignBits
@@ -133,6 +133,18 @@ class ModelRules(ABC):
         if bits == self.sketch_bits:
             return
         self._change(f"sketch {bits}", lambda: self._weights.with_sketch(bits))
+
+    def check_dense(self) -> None:
+        """Whether the model can run without leaving neurons out.
+
+        Raises:
+            UnsupportedError: its activations are 0 by themselves.
+        """
+        if self.config.phi != "silu" or self.config.psi != "id":
+            raise UnsupportedError(
+                f"the model's activation ({self.config.phi}) makes its neurons rest by "
+                "itself: its sparsity cannot be switched off"
+            )
 
     @property
     def predictors(self) -> list[LowRank | SignBits] | None:

@@ -1,16 +1,18 @@
 """From logits to the next token id, reproducibly.
 
-Filters apply in the order that transformers uses: temperature, top-k, top-p, min-p.
+Biases and penalties come first, then the filters in the order that transformers uses: temperature,
+top-k, top-p, min-p.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from sparseinfer.engine.penalties import Penalties
 from sparseinfer.errors import ConfigError, NumericalError
 
 
@@ -39,7 +41,7 @@ class Sampling:
     """Taken off the logit of every token in the answer, as OpenAI does it; in [-2, 2]."""
     frequency_penalty: float = 0.0
     """The same, times how often it is there."""
-    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
     """Token id -> what is added to its logit before the penalties, in [-100, 100]."""
 
     def __post_init__(self) -> None:
@@ -53,6 +55,18 @@ class Sampling:
             raise ConfigError(f"min_p {self.min_p} is outside [0, 1]")
         if self.seed is not None and not (_is_whole(self.seed) and 0 <= self.seed < 1 << 63):
             raise ConfigError(f"seed {self.seed} is not a whole number in [0, 2^63)")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise ConfigError(
+                f"repetition_penalty {self.repetition_penalty} is outside [0.01, 100]"
+            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise ConfigError(f"{name} {getattr(self, name)} is outside [-2, 2]")
+        for token, bias in (self.logit_bias or {}).items():
+            if not _is_whole(token) or token < 0:
+                raise ConfigError(f"logit_bias: {token!r} is not a token id")
+            if not -100 <= bias <= 100:
+                raise ConfigError(f"logit_bias of token {token}: {bias} is outside [-100, 100]")
 
 
 def _is_whole(value: object) -> bool:
@@ -61,35 +75,61 @@ def _is_whole(value: object) -> bool:
 
 GREEDY = Sampling()
 
+BROKEN_LOGITS = "the model computed NaN or infinite logits: its weights are broken"
+
 
 class Sampler:
     """Draws tokens for one sequence, with a random generator of its own."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, prompt: Sequence[int] | torch.Tensor = ()) -> None:
+        """prompt: ids of the tokens before the first one drawn; penalties look at them."""
         self._sampling = sampling
+        self._prompt = prompt
+        self._penalised = Penalties.wanted(sampling)
+        self._penalties: Penalties | None = None
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(sampling.seed)
 
-    def __call__(self, logits: torch.Tensor) -> int:
-        """The next token id from logits [V] (fp32).
+    def __call__(self, logits: torch.Tensor, allowed: torch.Tensor | None = None) -> int:
+        """The next token id from logits [V] (fp32), which stay as they are.
+
+        Args:
+            allowed: bool [V], the ids that may be drawn; None: all.
 
         Raises:
             NumericalError: logits that are NaN or infinite.
+            ConfigError: no id that may be drawn is possible.
         """
-        # numpy: on one thread its argmax is five times as fast as torch's, and like a maximum it
-        # passes NaN on.
-        best = int(logits.numpy().argmax())
+        best = _best(logits)
         if not math.isfinite(float(logits[best])):
-            raise NumericalError(
-                "the model computed NaN or infinite logits: its weights are broken"
-            )
-        if self._sampling.temperature == 0:
-            return best
+            raise NumericalError(BROKEN_LOGITS)
+        if self._penalised:
+            if self._penalties is None:
+                self._penalties = Penalties(self._sampling, self._prompt, logits.numel())
+            logits = self._penalties(logits)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, -math.inf)
+        if self._penalised or allowed is not None:
+            best = _best(logits)
+            if logits[best] == -math.inf:
+                raise ConfigError("none of the tokens that are allowed here is possible")
+        token = best if self._sampling.temperature == 0 else self._draw(logits)
+        if self._penalties is not None:
+            self._penalties.add(token)
+        return token
+
+    def _draw(self, logits: torch.Tensor) -> int:
         probabilities = token_probabilities(logits, self._sampling)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+def _best(logits: torch.Tensor) -> int:
+    # numpy: on one thread its argmax is five times as fast as torch's, and like a maximum it
+    # passes NaN on.
+    return int(logits.numpy().argmax())
 
 
 def token_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, zeros_like
 
 from sparseinfer.kernels.gated_ffn import FfnWeights
 from sparseinfer.kernels.input_mask import PROJECTIONS
@@ -129,6 +129,33 @@ class LayerWeights:
             return replace(self, ffn=in_planes(ffn, gate, up))
         return replace(self, ffn=with_side_copy(ffn, gate, up, bits))
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether thresholds, top-k, a sketch or a predictor leave out neurons or inputs."""
+        ffn = self.ffn
+        return (
+            ffn.chooses_candidates
+            or ffn.top_k is not None
+            or bool(self.input_thresholds)
+            or bool(ffn.threshold.any())
+        )
+
+    def dense(self) -> LayerWeights:
+        """The same layer with nothing left out; matrices are shared.
+
+        Weights in planes keep their sketch, without which they cannot be read: no estimate misses a
+        threshold of 0.
+        """
+        ffn = self.ffn
+        everything = replace(
+            ffn,
+            threshold=zeros_like(ffn.threshold),
+            top_k=None,
+            predictor=None,
+            sketch=ffn.sketch if isinstance(ffn.gate, PlaneMatrix) else None,
+        )
+        return replace(self, ffn=everything).with_input_thresholds({})
+
     def _split(self) -> AttentionProjections:
         """Views of the rows of `qkv`, and `o`."""
         assert self.qkv is not None  # checked when made
@@ -242,3 +269,10 @@ class Weights:
         """
         layers = [replace(layer, ffn=replace(layer.ffn, top_k=k)) for layer in self.layers]
         return replace(self, layers=tuple(layers))
+
+    def dense(self) -> Weights:
+        """The same model with no neurons or inputs left out but those whose activation is 0, or
+        this one where none are; matrices are shared."""
+        if not any(layer.leaves_out for layer in self.layers):
+            return self
+        return replace(self, layers=tuple(layer.dense() for layer in self.layers))

@@ -1,8 +1,11 @@
 """Many requests on one model: continuous batching, prompts by chunks, prefixes reused.
 
-Reading order: `request` (what is asked and answered), `state` (figures) and `scheduler`.
+Reading order: `request` (what is asked and answered), `check` (what is refused), `events` and
+`mask` (of a token), `slots` (caches, and what of them is used again), `sequence` (a request in a
+slot), `state` and `figures` (for whoever watches) and `scheduler`.
 """
 
+from sparseinfer.engine.cache import kv_bytes
 from sparseinfer.engine.scheduling.request import (
     MAX_TOP_LOGPROBS,
     Finished,
@@ -13,7 +16,7 @@ from sparseinfer.engine.scheduling.request import (
     TokenMask,
     TokenRequest,
 )
-from sparseinfer.engine.scheduling.scheduler import Scheduler, kv_bytes
+from sparseinfer.engine.scheduling.scheduler import Scheduler
 from sparseinfer.engine.scheduling.state import WINDOW_TOKENS, SchedulerState
 
 __all__ = [

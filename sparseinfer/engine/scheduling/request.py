@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -98,7 +99,7 @@ class Finished:
     """Tokens of the prompt that were taken from earlier or simultaneous requests."""
     timings: Timings
     end: TokenEvent | None = None
-    """The id that ended the text, where one did and `logprobs` were asked for."""
+    """The id that ended the text, where log-probabilities were asked for."""
 
 
 class Sink(Protocol):
@@ -121,11 +122,17 @@ class Sink(Protocol):
 
 
 class Ticket:
-    """A request in the scheduler's hands: what `Scheduler.cancel` takes."""
+    """A request in the scheduler's hands: what `Scheduler.cancel` takes.
 
-    def __init__(self, request: TokenRequest, sink: Sink) -> None:
+    Args:
+        ids: int64 [T], the request's prompt.
+    """
+
+    def __init__(self, request: TokenRequest, ids: np.ndarray, sink: Sink) -> None:
         self.request = request
+        self.ids = ids
         self.sink = sink
+        self.submitted_at = time.perf_counter()
         self.cancelled = False
         self.cached_tokens = 0
-        """As in `Finished`; known from the first token on."""
+        """Tokens of the prompt that need not be computed; final once the first token is known."""

@@ -1,0 +1,139 @@
+"""One request in a slot: which tokens it has, which one comes next, and when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseinfer.engine.passes import Passes
+from sparseinfer.engine.sampling import Sampler
+from sparseinfer.engine.scheduling.events import events
+from sparseinfer.engine.scheduling.mask import allowed_ids
+from sparseinfer.engine.scheduling.request import Finished, Ticket, Timings, TokenEvent
+from sparseinfer.engine.scheduling.slots import Slot
+
+
+class Sequence:
+    """The state of a request between getting its slot and leaving it.
+
+    Args:
+        number: of those in order that got a slot.
+        passes: what computes it.
+        stop_ids: ids that end a text.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        ticket: Ticket,
+        slot: Slot,
+        passes: Passes,
+        stop_ids: Collection[int],
+    ) -> None:
+        request = ticket.request
+        self.ticket = ticket
+        self.slot = slot
+        self.passes = passes
+        self.number = number
+        self.token = -1
+        """The newest one; the cache ends before it."""
+        self.prompt_events: list[TokenEvent | None] | None = (
+            None if request.prompt_logprobs is None else [None]
+        )
+        self._request = request
+        self._stop_ids = () if request.ignore_eos else stop_ids
+        self._sampler = Sampler(request.sampling, torch.from_numpy(ticket.ids))
+        self._produced = 0
+        self._began = time.perf_counter()
+        self._first_at = self._last_at = 0.0
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether anything is to follow the prompt."""
+        return self._request.max_tokens > 0
+
+    def rest(self, chunk: int) -> Tensor:
+        """The next ids of the prompt [T], at most `chunk`."""
+        begin = self.slot.stored
+        return torch.from_numpy(self.ticket.ids[begin : begin + chunk])
+
+    def take_prompt(self, logits: Tensor) -> None:
+        """Takes the logits of the chunk that `rest` gave, which is in the cache now: [T, V] where
+        the prompt's log-probabilities are wanted, else [1, V]."""
+        if self.prompt_events is not None:
+            begin = self.slot.stored
+            following = torch.from_numpy(self.ticket.ids[begin + 1 : begin + 1 + len(logits)])
+            top = self._request.prompt_logprobs or 0
+            self.prompt_events += events(logits[: len(following)], following, top)
+            logits = logits[-1:].clone()  # else a slot would hold those of the whole chunk
+        self.slot.add(logits[0])
+
+    def computes_for(self, other: Sequence, chunk: int) -> bool:
+        """Whether the next chunk that this one computes is what the other one needs next."""
+        slot, ids, theirs = self.slot, self.ticket.ids, other.ticket.ids
+        begin, end = slot.stored, slot.stored + chunk
+        if self.number > other.number or self.passes is not other.passes:
+            return False
+        if other.slot.stored != begin:
+            return False
+        if end < len(theirs):
+            return np.array_equal(ids[:end], theirs[:end])
+        return np.array_equal(ids, theirs)  # the logits behind all of it are needed too
+
+    def take(self, logits: Tensor) -> tuple[TokenEvent | None, Finished | None]:
+        """Chooses the token behind logits [V].
+
+        Returns:
+            the token, unless it ended the text; and how the request ended, if it did.
+
+        Raises:
+            NumericalError: the model computed NaN.
+            ConfigError: the mask and the biases leave nothing to choose.
+            Exception: whatever the mask raises.
+        """
+        mask = self._request.mask
+        allowed = None if mask is None else allowed_ids(mask.allowed(), len(logits))
+        token = self._sampler(logits, allowed)
+        event = TokenEvent(token)
+        if self._request.logprobs is not None:
+            (event,) = events(logits[None], torch.tensor([token]), self._request.logprobs)
+        self._last_at = time.perf_counter()
+        self._first_at = self._first_at or self._last_at
+        if token in self._stop_ids:
+            return None, self.finished("stop", event)
+        self.token = token
+        self._produced += 1
+        if mask is not None:
+            mask.accept(token)
+            if mask.finished:
+                return event, self.finished("stop")
+        if self._produced == self._request.max_tokens:
+            return event, self.finished("length")
+        return event, None
+
+    def finished(
+        self, reason: Literal["stop", "length"], end: TokenEvent | None = None
+    ) -> Finished:
+        """How the request ends now.
+
+        Args:
+            end: the token that ended the text.
+        """
+        first = self._first_at or time.perf_counter()
+        return Finished(
+            reason,
+            prompt_tokens=len(self.ticket.ids),
+            completion_tokens=self._produced,
+            cached_tokens=self.ticket.cached_tokens,
+            timings=Timings(
+                queued=self._began - self.ticket.submitted_at,
+                prefill=first - self._began,
+                decode=max(self._last_at - first, 0.0),
+            ),
+            end=end if self._request.logprobs is not None else None,
+        )
