@@ -22,6 +22,7 @@ MAX_TEMPERATURE = 2.0
 """OpenAI's own bound."""
 MAX_PENALTY = 2.0
 """Of presence and frequency, either way; OpenAI's own bound."""
+MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 10.0
 MAX_LOGPROBS = 20
 """Most likely tokens shown for each token; OpenAI's own bound of chats."""

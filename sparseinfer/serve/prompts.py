@@ -129,7 +129,10 @@ def _grammar(request: ChatRequest, served: Served) -> Grammar | None:
     """What the answers are held to, if anything."""
     if request.demanded:
         style = served.template.tool_format()
-        functions = [tool.for_template()["function"] for tool in request.demanded]
+        functions = [
+            {"name": tool.function.name, "parameters": tool.function.parameters}
+            for tool in request.demanded
+        ]
         lark = style.grammar(
             functions, served.template.markers, parallel=request.parallel_tool_calls
         )

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
@@ -178,7 +179,7 @@ class ScriptedScheduler:
 
     def submit(self, request: TokenRequest, sink: Sink) -> Ticket:
         self.check(request)
-        ticket = Ticket(request, sink)
+        ticket = Ticket(request, np.array(request.ids), sink)
         self._waiting.append((ticket, sink))
         return ticket
 

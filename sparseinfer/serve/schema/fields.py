@@ -37,8 +37,9 @@ class Fields(BaseModel):
         if not isinstance(data, dict):
             return data
         kept = {}
+        names = {field.alias or name for name, field in cls.model_fields.items()}
         for name, value in data.items():
-            known = name in cls.model_fields
+            known = name in names
             if not known and name not in cls.neutral:
                 raise field_error(name, "unknown field")
             if value is None or any(_same(value, it) for it in cls.neutral.get(name, ())):

@@ -15,6 +15,7 @@ from sparseinfer.serve.limits import (
     MAX_STOP_CHARS,
     MAX_STOPS,
     MAX_TEMPERATURE,
+    MIN_REPETITION_PENALTY,
 )
 from sparseinfer.serve.schema.fields import Fields, ModelRequest, Neutral, fault, field_error
 
@@ -82,7 +83,9 @@ class GenerationRequest(ModelRequest):
     top_k: int = Field(default=0, ge=0, lt=1 << 31)
     """Keep the k most likely tokens; 0 keeps all."""
     min_p: float = Field(default=0.0, ge=0, le=1)
-    repetition_penalty: float = Field(default=1.0, gt=0, le=MAX_REPETITION_PENALTY)
+    repetition_penalty: float = Field(
+        default=1.0, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY
+    )
     presence_penalty: float = Field(default=0.0, ge=-MAX_PENALTY, le=MAX_PENALTY)
     frequency_penalty: float = Field(default=0.0, ge=-MAX_PENALTY, le=MAX_PENALTY)
     logit_bias: Annotated[
