@@ -92,6 +92,23 @@ class SparsityCounts:
             self.reads,
         )
 
+    def __sub__(self, before: SparsityCounts) -> SparsityCounts:
+        """What was counted since `before`, which these counts went on from.
+
+        Raises:
+            ValueError: as `+`.
+        """
+        return self + replace(
+            before,
+            tokens=-before.tokens,
+            up_rows=tuple(-rows for rows in before.up_rows),
+            down_rows=tuple(-rows for rows in before.down_rows),
+            inputs={name: tuple(-it for it in used) for name, used in before.inputs.items()},
+            gate_rows=None
+            if before.gate_rows is None
+            else tuple(-rows for rows in before.gate_rows),
+        )
+
     def input_density(self, config: ModelConfig) -> dict[str, list[float]]:
         """Projection -> fraction of inputs that count, for each layer, in [0, 1]."""
         seen = max(self.tokens, 1)

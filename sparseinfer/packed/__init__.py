@@ -9,7 +9,12 @@ and `pipeline` (the command `pack`), which alone know tokenizers and are not imp
 
 from sparseinfer.packed.pack import pack
 from sparseinfer.packed.reader import Packed, is_packed
-from sparseinfer.packed.source import LoadedModel, load_model, open_model
+from sparseinfer.packed.source import (
+    LoadedModel,
+    choose_model_formats,
+    load_model,
+    open_model,
+)
 from sparseinfer.packed.weights import LayerWeights, Weights
 
 __all__ = [
@@ -17,6 +22,7 @@ __all__ = [
     "LoadedModel",
     "Packed",
     "Weights",
+    "choose_model_formats",
     "is_packed",
     "load_model",
     "open_model",

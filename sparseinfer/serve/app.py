@@ -3,133 +3,72 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Generic
+from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
-from pydantic.json_schema import models_json_schema
 
-from sparseinfer.config import ModelConfig
 from sparseinfer.serve.answers import ChatAnswer, CompletionAnswer
-from sparseinfer.serve.body import cancelled_by_disconnect, read_body
-from sparseinfer.serve.engine_thread import EngineThread, ServedModel
-from sparseinfer.serve.errors import ApiError, install_error_handlers
-from sparseinfer.serve.job import Work
-from sparseinfer.serve.limits import Gate, Limits
+from sparseinfer.serve.errors import install_error_handlers
+from sparseinfer.serve.front import Access, FrontDoor
+from sparseinfer.serve.limits import Limits
+from sparseinfer.serve.metrics import CONTENT_TYPE
+from sparseinfer.serve.openapi import describe_requests, json_body
+from sparseinfer.serve.pages import add_page
 from sparseinfer.serve.prompts import chat_work, completion_work
 from sparseinfer.serve.schema import (
     ChatRequest,
     CompletionRequest,
-    GenerationRequest,
-    RequestType,
-    parse_request,
+    DetokenizeRequest,
+    TokenizeRequest,
 )
-from sparseinfer.serve.streaming import EventStream, events
-from sparseinfer.tokenizer import Tokenizer
-
-_REFERENCE = "#/components/schemas/{model}"
-
-
-@dataclass(frozen=True)
-class _Route(Generic[RequestType]):
-    """What makes one generating route differ from the other."""
-
-    request: type[RequestType]
-    work: Callable[[RequestType, Tokenizer, ModelConfig], Work]
-    answer: type[CompletionAnswer] | type[ChatAnswer]
+from sparseinfer.serve.served import Served
+from sparseinfer.serve.service import Route, Service, check_name
+from sparseinfer.serve.sparsity_route import sparsity_response
+from sparseinfer.serve.tokens import detokenize, tokenize, tokenizer_info
 
 
-_COMPLETIONS = _Route(CompletionRequest, completion_work, CompletionAnswer)
-_CHAT = _Route(ChatRequest, chat_work, ChatAnswer)
+def _completion_answer(request: CompletionRequest, served: Served) -> CompletionAnswer:
+    return CompletionAnswer(
+        served.name,
+        served.vocabulary,
+        with_logprobs=request.logprobs is not None,
+        include_usage=request.include_usage,
+    )
 
 
-class Service:
-    """One model behind the routes: its queue, its limits and its name."""
+def _chat_answer(request: ChatRequest, served: Served) -> ChatAnswer:
+    return ChatAnswer(
+        served.name,
+        served.vocabulary,
+        with_logprobs=request.logprobs,
+        include_usage=request.include_usage,
+        new_call_id=served.template.new_call_id,
+    )
 
-    def __init__(self, model: ServedModel, tokenizer: Tokenizer, name: str, limits: Limits) -> None:
-        self.name = name
-        self.limits = limits
-        self.engine = EngineThread(model, tokenizer)
-        self._config = model.config
-        self._tokenizer = tokenizer
-        self._gate = Gate(limits)
-        self._created = int(time.time())
-        # Parsing and tokenising a large prompt takes a while: not on the event loop.
-        self._text_threads = ThreadPoolExecutor(2, thread_name_prefix="sparseinfer-text")
 
-    @asynccontextmanager
-    async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
-        # A fast tokenizer sets itself up on its first call, which must not meet a second one.
-        self._tokenizer.encode("a")
-        self.engine.start()
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(self.engine.close, self.limits.drain_seconds)
-            self._text_threads.shutdown(wait=False, cancel_futures=True)
-
-    def describe(self) -> dict[str, Any]:
-        """The served model, as /v1/models shows it."""
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "sparseinfer",
-        }
-
-    def check_name(self, name: str | None) -> None:
-        """Raises ApiError (404) for another model's name; None means the one there is."""
-        if name is not None and name != self.name:
-            raise ApiError(
-                404,
-                f"the model {name[:100]!r} does not exist here; {self.name!r} does",
-                param="model",
-                code="model_not_found",
-            )
-
-    async def generate(self, http: Request, route: _Route[RequestType]) -> Response:
-        """Answers one generating request."""
-        with ExitStack() as stack:
-            stack.enter_context(self._gate.place())
-            body = await read_body(http, self.limits)
-            request, work = await asyncio.get_running_loop().run_in_executor(
-                self._text_threads, self._prepare, route, body
-            )
-            answer = route.answer(self.name, len(work.ids), include_usage=request.include_usage)
-            job = stack.enter_context(self.engine.job(work))
-            async with cancelled_by_disconnect(http, job):
-                if not request.stream:
-                    text = "".join([piece async for piece in job.texts()])
-                    return JSONResponse(answer.whole(text, job.result))
-                await job.began()
-            # From here on the response holds the place and the job.
-            return EventStream(
-                events(job, answer),
-                send_seconds=self.limits.send_seconds,
-                on_close=stack.pop_all().close,
-            )
-
-    def _prepare(self, route: _Route[RequestType], body: bytes) -> tuple[GenerationRequest, Work]:
-        request = parse_request(route.request, body)
-        self.check_name(request.model)
-        return request, route.work(request, self._tokenizer, self._config)
+_COMPLETIONS = Route(CompletionRequest, completion_work, _completion_answer)
+_CHAT = Route(ChatRequest, chat_work, _chat_answer)
 
 
 def create_app(
-    model: ServedModel, tokenizer: Tokenizer, name: str, *, limits: Limits | None = None
+    load: Callable[[], Served],
+    *,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    log_prompts: bool = False,
 ) -> FastAPI:
-    """The ASGI application that serves one model under `name`.
+    """The ASGI application that serves one model.
 
     Its lifespan starts and stops the engine's thread, so run it on a server that has one (`Server`
-    of this package, or uvicorn). No other thread may use `model` meanwhile.
+    of this package, or uvicorn).
+
+    Args:
+        load: makes the model; called once, on the engine's thread, when the application starts.
+        log_prompts: whether the log shows what clients write and get.
     """
-    service = Service(model, tokenizer, name, limits or Limits())
+    service = Service(load, limits or Limits(), log_prompts=log_prompts)
     app = FastAPI(
         title="sparseinfer",
         lifespan=service.lifespan,
@@ -139,11 +78,20 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
+    app.add_middleware(FrontDoor, access=access or Access(), metrics=service.metrics)
     install_error_handlers(app)
+    _add_plain_routes(app, service)
+    _add_posts(app, service)
+    add_page(app)
+    describe_requests(app, (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest))
+    return app
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+
+def _add_plain_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/health", responses={503: {"description": "loading, draining or failed"}})
+    async def health() -> Response:
+        status = service.health
+        return JSONResponse({"status": status}, status_code=200 if status == "ok" else 503)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -151,38 +99,40 @@ def create_app(
 
     @app.get("/v1/models/{model_id:path}")
     async def model_by_id(model_id: str) -> dict[str, Any]:
-        service.check_name(model_id)
+        check_name(model_id, service.served)
         return service.describe()
 
-    @app.post("/v1/completions", openapi_extra=_json_body(CompletionRequest))
-    async def completions(request: Request) -> Response:
-        return await service.generate(request, _COMPLETIONS)
+    @app.get("/v1/sparsity")
+    async def sparsity(http: Request) -> Response:
+        return sparsity_response(http, service)
 
-    @app.post("/v1/chat/completions", openapi_extra=_json_body(ChatRequest))
-    async def chat_completions(request: Request) -> Response:
-        return await service.generate(request, _CHAT)
+    @app.get("/tokenizer_info")
+    async def tokenizer() -> dict[str, Any]:
+        return tokenizer_info(service.served)
 
-    _describe_requests(app)
-    return app
-
-
-def _json_body(request: type[CompletionRequest] | type[ChatRequest]) -> dict[str, Any]:
-    schema = {"$ref": _REFERENCE.format(model=request.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        text = await asyncio.to_thread(service.metrics.text)
+        return Response(text, media_type=CONTENT_TYPE)
 
 
-def _describe_requests(app: FastAPI) -> None:
-    """Puts the request schemas, which the routes parse themselves, into /openapi.json."""
+def _add_posts(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/completions", openapi_extra=json_body(CompletionRequest))
+    async def completions(http: Request) -> Response:
+        return await service.generate(http, _COMPLETIONS)
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _, schemas = models_json_schema(
-                [(CompletionRequest, "validation"), (ChatRequest, "validation")],
-                ref_template=_REFERENCE,
-            )
-            document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-            app.openapi_schema = document
-        return app.openapi_schema
+    @app.post("/v1/chat/completions", openapi_extra=json_body(ChatRequest))
+    async def chat_completions(http: Request) -> Response:
+        return await service.generate(http, _CHAT)
 
-    app.openapi = openapi
+    @app.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
+    async def tokenize_text(http: Request) -> Response:
+        with service.gate.request():
+            _, body = await service.prepare(http, TokenizeRequest, tokenize)
+        return JSONResponse(body)
+
+    @app.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
+    async def detokenize_ids(http: Request) -> Response:
+        with service.gate.request():
+            _, body = await service.prepare(http, DetokenizeRequest, detokenize)
+        return JSONResponse(body)

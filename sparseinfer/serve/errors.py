@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from sparseinfer.errors import NumericalError, SparseInferError
+from sparseinfer.serve.request_log import record_of
 
 logger = logging.getLogger("sparseinfer")
 
@@ -56,8 +57,26 @@ def cancelled() -> ApiError:
     return ApiError(400, "the client closed the connection", code="cancelled")
 
 
+def timed_out(seconds: float) -> ApiError:
+    """Ends a request whose answer took too long."""
+    return ApiError(
+        408,
+        f"the answer was not finished within {seconds:g} seconds",
+        code="timeout",
+        # A client that tries again by itself would only make it worse; OpenAI's heed this.
+        headers={"X-Should-Retry": "false"},
+    )
+
+
+def loading() -> ApiError:
+    """Refuses a request before the model is in memory."""
+    return ApiError(
+        503, "the model is still being loaded", code="loading", headers={"Retry-After": "1"}
+    )
+
+
 def shutting_down() -> ApiError:
-    """Ends a request that was still running when the server had to stop."""
+    """Refuses a request, or ends one in hand, because the server stops."""
     return ApiError(503, "the server is shutting down", code="shutting_down")
 
 
@@ -70,15 +89,25 @@ def engine_error(error: Exception) -> ApiError:
         return ApiError(500, str(error), code="numerical_error")
     if isinstance(error, SparseInferError):
         return ApiError(400, str(error))
+    if isinstance(error, MemoryError):
+        logger.error("request failed: out of memory")
+        return ApiError(503, "the server has no memory for this request", code="out_of_memory")
     logger.error("request failed", exc_info=error)
     return ApiError(500, "the engine failed on this request; the server's log says why")
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Makes every error response OpenAI-shaped, those of the framework included."""
+def defect() -> ApiError:
+    """What the client gets for an error that nobody expected."""
+    return ApiError(500, "internal error; the server's log says more")
 
-    async def api_error(_request: Request, error: Exception) -> JSONResponse:
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Makes error responses OpenAI-shaped, those of the framework included. What is no HTTP error
+    is left to `front`."""
+
+    async def api_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
+        record_of(request.scope).error = error.code or error.message
         return error.response()
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
@@ -91,12 +120,8 @@ def install_error_handlers(app: FastAPI) -> None:
             message = str(error.detail)
         return ApiError(error.status_code, message, headers=error.headers).response()
 
-    async def defect(_request: Request, _error: Exception) -> JSONResponse:
-        return ApiError(500, "internal error; the server's log says more").response()
-
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, defect)
 
 
 def _error_type(status: int) -> str:

@@ -1,78 +1,167 @@
-"""One generation as the event loop sees it: text as it comes, how it ended, and how to end it."""
+"""One HTTP request's answers as the event loop sees them: text as it comes, and how it ended.
+
+Lives on the event loop's thread alone. What nobody takes is kept: it is bounded by the tokens that
+the context leaves, and what has piled up is taken at once, so a slow client costs memory in
+proportion to its own answer and delays no one else.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sparseinfer.engine import Sampling
-from sparseinfer.serve.errors import ApiError, cancelled
+from sparseinfer.engine.scheduling import Finished, Ticket, TokenEvent
+from sparseinfer.serve.errors import ApiError, cancelled, engine_error
+from sparseinfer.serve.text import Entry, Piece, joined
+from sparseinfer.serve.work import Task, Work
 
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the engine is asked to do; `ids` and `max_tokens` fit the model's context."""
-
-    ids: tuple[int, ...]
-    max_tokens: int
-    sampling: Sampling
-    stops: tuple[str, ...]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
 class End:
-    """A generation that came to its end."""
+    """An answer that came to its end."""
 
     finish_reason: FinishReason
     completion_tokens: int
     """Tokens generated, an end-of-text token not counted."""
+    cached_tokens: int
+    """Tokens of the prompt that had been computed before."""
+
+
+class Observer(ABC):
+    """Told what happens to the answers of a request."""
+
+    @abstractmethod
+    def token(self, seconds: float | None) -> None:
+        """One more token.
+
+        Args:
+            seconds: since the one before it in the same answer; None for the first.
+        """
+
+    @abstractmethod
+    def piece(self, candidate: Candidate, piece: Piece) -> None:
+        """An answer goes on."""
+
+    @abstractmethod
+    def ended(self, candidate: Candidate) -> None:
+        """An answer is over."""
+
+
+class Candidate:
+    """One answer in the making."""
+
+    def __init__(self, number: int, task: Task) -> None:
+        self.number = number
+        self.task = task
+        self.ticket: Ticket | None = None
+        """Once the engine has it."""
+        self.end: End | None = None
+        self.tokens = 0
+        self.mean_logprob = 0.0
+        """Of its tokens so far."""
+        self.has_calls = False
+        self.pieces: list[Piece] = []
+        """What nobody has taken yet."""
+        self.text = task.new_text()
+        self.echoed = False
+        self.seen_at: float | None = None
+        """When its newest token came."""
 
 
 class Job:
-    """Hands text from the engine's thread to the event loop.
+    """The answers of one request.
 
-    All state but `ended` is touched on the event loop's thread alone. Text that nobody takes is
-    kept: it is bounded by the tokens that the context leaves, and what has piled up is taken at
-    once, so a slow client costs memory in proportion to its own answer and delays no one else.
+    Args:
+        submit: hands a candidate to the engine; may raise what `Scheduler.submit` does.
+        cancel: takes one back.
+        at_once: candidates that the engine has at a time. The others wait here, so that a request
+            for many answers does not keep others from the engine.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(
+        self,
+        work: Work,
+        submit: Callable[[Job, Candidate], Ticket],
+        cancel: Callable[[Ticket], None],
+        *,
+        at_once: int,
+        observer: Observer,
+    ) -> None:
         self.work = work
-        self.ended = False
-        """Read by the engine's thread after every token, to stop working for nobody."""
-        self._loop = asyncio.get_running_loop()
-        self._texts: list[str] = []
-        self._outcome: End | ApiError | None = None
+        self.candidates = [Candidate(number, task) for number, task in enumerate(work.tasks)]
+        self.failure: ApiError | None = None
+        self._submit = submit
+        self._cancel = cancel
+        self._observer = observer
+        self._waiting = list(reversed(self.candidates))
+        self._left = len(self.candidates)
         self._began = asyncio.Event()
         self._changed = asyncio.Event()
+        for _ in range(min(at_once, len(self.candidates))):
+            self._submit_next()
 
-    # Called by the engine's thread.
+    # What the engine reports. Nothing is heard of a candidate that has ended.
 
-    def add(self, text: str) -> None:
-        """One more token, with the text (perhaps none) that it completes."""
-        self._on_loop(lambda: self._add(text))
+    def prompt(self, candidate: Candidate, logprobs: Sequence[TokenEvent | None]) -> None:
+        """The prompt's own log-probabilities."""
+        if self._is_over(candidate):
+            return
+        prompt = candidate.task.prompt
+        if prompt.offsets:
+            # The first token has none, but is shown.
+            events = [
+                event or TokenEvent(token)
+                for token, event in zip(prompt.ids, logprobs, strict=True)
+            ]
+            entries = tuple(map(Entry, events, prompt.offsets))
+            candidate.echoed = True
+            self._add(candidate, Piece(prompt.echo, entries))
 
-    def finish(self, outcome: End | ApiError) -> None:
-        """No more will come."""
-        self._on_loop(lambda: self.end(outcome))
+    def token(self, candidate: Candidate, event: TokenEvent, at: float) -> None:
+        """One more token, which was known at the time `at` (of `time.perf_counter`)."""
+        if self._is_over(candidate):
+            return
+        seen, candidate.seen_at = candidate.seen_at, at
+        self._observer.token(None if seen is None else at - seen)
+        candidate.tokens += 1
+        if event.logprob is not None:
+            candidate.mean_logprob += (event.logprob - candidate.mean_logprob) / candidate.tokens
+        self._add(candidate, candidate.text.push(event))
+        if candidate.text.stopped:
+            self._close(candidate, "stop", cached=None)
 
-    # Called on the event loop.
+    def finished(self, candidate: Candidate, outcome: Finished) -> None:
+        """No more tokens."""
+        if not self._is_over(candidate):
+            self._close(candidate, outcome.reason, outcome.cached_tokens, outcome.end)
 
-    def end(self, outcome: End | ApiError) -> None:
-        """Ends the job, at the latest after the token in work; the first outcome counts."""
-        self.ended = True
-        if self._outcome is None:
-            self._outcome = outcome
+    def failed(self, candidate: Candidate, error: Exception) -> None:
+        """The engine could not go on with a candidate, which fails the whole request."""
+        if not self._is_over(candidate):
+            self.fail(engine_error(error))
+
+    # What the HTTP side does.
+
+    def fail(self, error: ApiError) -> None:
+        """Ends what has not ended yet, within one step; the first error counts."""
+        if self._left == 0 or self.failure is not None:
+            return
+        self.failure = error
+        for candidate in self.candidates:
+            if candidate.end is None:
+                self._take_back(candidate)
+        self._waiting.clear()
         self._began.set()
         self._changed.set()
 
     def cancel(self) -> None:
-        """Ends a job that nobody waits for."""
-        self.end(cancelled())
+        """Ends what nobody waits for."""
+        self.fail(cancelled())
 
     async def began(self) -> None:
         """Waits for the first token, so that an early failure still gets its HTTP status.
@@ -81,44 +170,88 @@ class Job:
             ApiError: the job has failed before it.
         """
         await self._began.wait()
-        if isinstance(self._outcome, ApiError):
-            raise self._outcome
+        if self.failure is not None and not any(c.pieces for c in self.candidates):
+            raise self.failure
 
-    async def texts(self) -> AsyncIterator[str]:
-        """Pieces of text, never empty, as they come.
+    async def updates(self) -> AsyncIterator[tuple[Candidate, Piece]]:
+        """Candidates as they go on, with their next piece: never empty but in the last update of
+        one, whose `end` is then set.
 
         Raises:
-            ApiError: the job failed; all text before the failure has been handed out.
+            ApiError: the job failed; all pieces before the failure have been handed out.
         """
+        told: set[int] = set()
         while True:
             await self._changed.wait()
             self._changed.clear()
-            text = "".join(self._texts)
-            self._texts.clear()
-            if text:
-                yield text
-            if self._outcome is not None and not self._texts:
-                if isinstance(self._outcome, ApiError):
-                    raise self._outcome
+            for candidate in self.candidates:
+                over = candidate.end is not None and candidate.number not in told
+                piece = joined(candidate.pieces)
+                candidate.pieces.clear()
+                if over:
+                    told.add(candidate.number)
+                if piece or over:
+                    yield candidate, piece
+            if self._changed.is_set():
+                continue
+            if self.failure is not None:
+                raise self.failure
+            if self._left == 0:
                 return
 
     @property
-    def result(self) -> End:
-        """How the generation ended, once `texts` is exhausted."""
-        assert isinstance(self._outcome, End)
-        return self._outcome
+    def completion_tokens(self) -> int:
+        """Of all candidates so far."""
+        return sum(candidate.tokens for candidate in self.candidates)
 
-    def _add(self, text: str) -> None:
-        if self._outcome is not None:
+    @property
+    def cached_tokens(self) -> int:
+        """Of all prompts, each counted once: at its first candidate."""
+        first = self.candidates[:: self.work.candidates]
+        return sum(candidate.end.cached_tokens for candidate in first if candidate.end)
+
+    def _submit_next(self) -> None:
+        if not self._waiting or self.failure is not None:
             return
+        candidate = self._waiting.pop()
+        try:
+            candidate.ticket = self._submit(self, candidate)
+        except Exception as error:  # one request must not take others down
+            self.fail(engine_error(error))
+
+    def _is_over(self, candidate: Candidate) -> bool:
+        return candidate.end is not None or self.failure is not None
+
+    def _add(self, candidate: Candidate, piece: Piece) -> None:
         self._began.set()
-        if text:
-            self._texts.append(text)
+        if not candidate.echoed:
+            candidate.echoed = True
+            piece = joined([Piece(candidate.task.prompt.echo), piece])
+        if piece:
+            candidate.has_calls = candidate.has_calls or bool(piece.calls)
+            candidate.pieces.append(piece)
+            self._observer.piece(candidate, piece)
             self._changed.set()
 
-    def _on_loop(self, call: Callable[[], None]) -> None:
-        try:
-            self._loop.call_soon_threadsafe(call)
-        except RuntimeError:
-            # The loop is closed: the server stopped without waiting for this job.
-            self.ended = True
+    def _close(
+        self,
+        candidate: Candidate,
+        reason: Literal["stop", "length"],
+        cached: int | None,
+        end: TokenEvent | None = None,
+    ) -> None:
+        self._add(candidate, candidate.text.close(end))
+        if cached is None:
+            assert candidate.ticket is not None
+            cached = candidate.ticket.cached_tokens
+            self._take_back(candidate)
+        called = candidate.has_calls and reason == "stop"
+        candidate.end = End("tool_calls" if called else reason, candidate.tokens, cached)
+        self._left -= 1
+        self._observer.ended(candidate)
+        self._changed.set()
+        self._submit_next()
+
+    def _take_back(self, candidate: Candidate) -> None:
+        if candidate.ticket is not None:
+            self._cancel(candidate.ticket)

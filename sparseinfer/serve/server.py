@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,12 +15,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from sparseinfer.errors import ConfigError
-from sparseinfer.serve.app import Service
+from sparseinfer.serve.connection import connection_class
+from sparseinfer.serve.errors import shutting_down
+from sparseinfer.serve.service import Service
 
 logger = logging.getLogger("sparseinfer")
 
 _LAST_RESORT_SECONDS = 5
 """After the requests in hand were told to end, before their connections are cut."""
+_POLL_SECONDS = 0.05
 
 
 def run_server(
@@ -31,11 +35,14 @@ def run_server(
 ) -> None:
     """Serves an app of `create_app` until SIGINT or SIGTERM, then returns.
 
-    Requests in hand may finish within `Limits.drain_seconds`; the rest end with an error. Logs one
-    line to the logger `sparseinfer` when ready and prints nothing; `on_ready` then gets the URL.
+    It listens before the model is loaded: until then /health says 503. After the signal requests in
+    hand may finish within `Limits.drain_seconds`, while /health says 503 and new ones are refused;
+    what is left then ends with an error. Logs to `sparseinfer` and prints nothing; `on_ready` gets
+    the URL once the model is loaded.
 
     Raises:
         ConfigError: the address cannot be listened on (port in use, unknown host, no permission).
+        Exception: whatever loading the model raised, or what broke the engine.
     """
     Server(app, host, port, on_ready=on_ready).run()
 
@@ -57,13 +64,14 @@ class Server(uvicorn.Server):
     ) -> None:
         self._on_ready = on_ready
         self._service: Service = app.state.service
+        self._service.on_change = self._changed
         self._socket = _listen(host, port)
-        self.host = host
         self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=connection_class(self._service.limits),
                 loop="asyncio",
                 ws="none",
                 lifespan="on",
@@ -71,16 +79,20 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(
-                    self._service.limits.drain_seconds + _LAST_RESORT_SECONDS
-                ),
+                timeout_graceful_shutdown=_LAST_RESORT_SECONDS,
             )
         )
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves until a signal (in the main thread) or `stop`."""
+        """Serves until a signal (in the main thread) or `stop`.
+
+        Raises:
+            Exception: as `run_server`.
+        """
         with self._replayed_signals():
             super().run(sockets or [self._socket])
+        if self._service.engine.error is not None:
+            raise self._service.engine.error
 
     def stop(self) -> None:
         """Shuts down as SIGTERM does; callable from any thread."""
@@ -88,20 +100,31 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
-            host = f"[{self.host}]" if ":" in self.host else self.host
-            url = f"http://{host}:{self.port}"
-            logger.info("serving %s on %s", self._service.name, url)
-            if self._on_ready is not None:
-                self._on_ready(url)
+        if self.started and self._service.health == "loading":
+            logger.info("listening on %s; the model is being loaded", self.url)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.call_later(self._service.limits.drain_seconds, self._service.engine.end_all)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            deadline.cancel()
+    async def main_loop(self) -> None:
+        await super().main_loop()
+        await self._drain()
+
+    async def _drain(self) -> None:
+        """Lets requests in hand finish; meanwhile /health can still be asked."""
+        service = self._service
+        service.draining = True
+        deadline = time.monotonic() + service.limits.drain_seconds
+        while service.gate.requests and time.monotonic() < deadline and not self.force_exit:
+            await asyncio.sleep(_POLL_SECONDS)
+        service.engine.fail_all(shutting_down())
+
+    def _changed(self) -> None:
+        """The model was loaded, or never will be."""
+        engine = self._service.engine
+        if engine.state == "failed":
+            self.stop()
+        elif engine.served is not None:
+            logger.info("serving %s on %s", engine.served.name, self.url)
+            if self._on_ready is not None:
+                self._on_ready(self.url)
 
     @contextmanager
     def _replayed_signals(self) -> Iterator[None]:

@@ -1,42 +1,44 @@
-"""Server-sent events of one job."""
+"""Server-sent events."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncIterator, Callable
 
-import anyio
 from starlette.responses import StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from sparseinfer.serve.answers import Answer, Json
+from sparseinfer.serve.answers import Answer, Json, Usage
 from sparseinfer.serve.errors import ApiError
 from sparseinfer.serve.job import Job
 
-logger = logging.getLogger("sparseinfer")
+KEEP_ALIVE = b": \n\n"
+"""A comment, which clients pass over, and which keeps proxies from closing the connection."""
 
 
-async def events(job: Job, answer: Answer) -> AsyncIterator[bytes]:
+async def answer_events(job: Job, answer: Answer) -> AsyncIterator[bytes]:
     """The events of a whole response. A failure comes as an error event, and then nothing."""
-    for chunk in answer.opening():
-        yield _event(chunk)
+    for chunk in answer.opening(len(job.candidates)):
+        yield event(chunk)
     try:
-        async for text in job.texts():
-            yield _event(answer.piece(text))
+        async for candidate, piece in job.updates():
+            if piece:
+                yield event(answer.piece(candidate.number, piece))
+            if candidate.end is not None:
+                yield event(answer.closing(candidate.number, candidate.end))
     except ApiError as error:
-        yield _event(error.body())
+        yield event(error.body())
         return
-    for chunk in answer.closing(job.result):
-        yield _event(chunk)
+    for chunk in answer.usage(Usage.of(job)):
+        yield event(chunk)
     yield b"data: [DONE]\n\n"
 
 
 class EventStream(StreamingResponse):
-    """Sends events; gives up on a client that does not read, and always tells when it is over."""
+    """Sends events, and always tells when it is over."""
 
     def __init__(
-        self, content: AsyncIterator[bytes], *, send_seconds: float, on_close: Callable[[], None]
+        self, content: AsyncIterator[bytes], *, on_close: Callable[[], None] = lambda: None
     ) -> None:
         super().__init__(
             content,
@@ -44,7 +46,6 @@ class EventStream(StreamingResponse):
             # Else nginx collects the events.
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
-        self._send_seconds = send_seconds
         self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,18 +54,8 @@ class EventStream(StreamingResponse):
         finally:
             self._on_close()
 
-    async def stream_response(self, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            with anyio.fail_after(self._send_seconds):
-                await send(message)
 
-        try:
-            await super().stream_response(send_in_time)
-        except TimeoutError:
-            # Leaving the response incomplete makes the server close the connection.
-            logger.warning("a client read nothing for %g seconds; dropped it", self._send_seconds)
-
-
-def _event(data: Json) -> bytes:
+def event(data: Json) -> bytes:
+    """One event."""
     # All ASCII: some clients take U+2028 and its like for the end of a line.
     return b"data: " + json.dumps(data, ensure_ascii=True).encode() + b"\n\n"

@@ -8,6 +8,7 @@ milliseconds. Both give the same ids, for transformers uses the same library und
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +22,23 @@ SAVED_VERSION = 1
 class Backend(Protocol):
     """What a tokenizer must be able to do."""
 
-    @property
-    def has_chat_template(self) -> bool: ...
+    def chat_template(self, *, tools: bool) -> str | None:
+        """The text of the template for a conversation with or without tools."""
+        ...
 
     @property
     def first_token(self) -> tuple[int, str] | None:
         """Id and text of the beginning-of-text token, if there is one."""
+        ...
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """What special tokens are for (`bos_token`, `eos_token`, ...) -> their text."""
+        ...
+
+    @property
+    def serialized(self) -> str | None:
+        """The tokenizer as the text of a tokenizer.json; None where it is no "fast" one."""
         ...
 
     @property
@@ -38,11 +50,22 @@ class Backend(Protocol):
         """Ids of a text, with or without the special tokens around it."""
         ...
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
+    def encode_with_offsets(
+        self, text: str, *, special: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]: ...
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int], *, special: bool) -> str:
+        """Text of ids, with or without that of special tokens."""
+        ...
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]: ...
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None,
+        variables: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> list[int]: ...
 
 
 class TransformersBackend:
@@ -67,9 +90,10 @@ class TransformersBackend:
             raise _unusable(folder, error) from error
         return cls(hf)
 
-    @property
-    def has_chat_template(self) -> bool:
-        return bool(self.hf.chat_template)
+    def chat_template(self, *, tools: bool) -> str | None:
+        if not self.hf.chat_template:
+            return None
+        return self.hf.get_chat_template(tools=[{}] if tools else None)
 
     @property
     def first_token(self) -> tuple[int, str] | None:
@@ -78,27 +102,51 @@ class TransformersBackend:
         return self.hf.bos_token_id, self.hf.bos_token
 
     @property
+    def special_tokens(self) -> dict[str, str]:
+        return dict(self.hf.special_tokens_map)
+
+    @property
+    def serialized(self) -> str | None:
+        return _plain(self.hf).to_str() if self.hf.is_fast else None
+
+    @property
     def vocabulary(self) -> dict[str, int]:
         return self.hf.get_vocab()
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         return list(self.hf(text, add_special_tokens=special, verbose=False).input_ids)
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_offsets(
+        self, text: str, *, special: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         if not self.hf.is_fast:
             raise CheckpointError("the tokenizer gives no character offsets (no tokenizer.json)")
         encoded = self.hf(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            text, add_special_tokens=special, return_offsets_mapping=True, verbose=False
         )
         return list(encoded.input_ids), [tuple(pair) for pair in encoded.offset_mapping]
 
-    def decode(self, ids: list[int]) -> str:
-        return self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, ids: list[int], *, special: bool) -> str:
+        return self.hf.decode(
+            ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False
+        )
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None,
+        variables: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> list[int]:
         return list(
             self.hf.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+                messages,
+                tools=None if tools is None else list(tools),
+                add_generation_prompt=add_generation_prompt,
+                tokenize=True,
+                return_dict=False,
+                **variables,
             )
         )
 
@@ -141,9 +189,8 @@ class SavedBackend:
         except Exception as error:  # the library raises plain Exception
             raise _unusable(folder, error) from error
 
-    @property
-    def has_chat_template(self) -> bool:
-        return bool(self._template)
+    def chat_template(self, *, tools: bool) -> str | None:  # noqa: ARG002 - a pack has one
+        return self._template or None
 
     @property
     def first_token(self) -> tuple[int, str] | None:
@@ -152,32 +199,50 @@ class SavedBackend:
         return None if text is None or token is None else (token, text)
 
     @property
+    def special_tokens(self) -> dict[str, str]:
+        return dict(self._special_tokens)
+
+    @property
+    def serialized(self) -> str | None:
+        return self._rust.to_str()
+
+    @property
     def vocabulary(self) -> dict[str, int]:
         return self._rust.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         return self._rust.encode(text, add_special_tokens=special).ids
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self._rust.encode(text, add_special_tokens=False)
+    def encode_with_offsets(
+        self, text: str, *, special: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self._rust.encode(text, add_special_tokens=special)
         return encoded.ids, encoded.offsets
 
-    def decode(self, ids: list[int]) -> str:
-        return self._rust.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: list[int], *, special: bool) -> str:
+        return self._rust.decode(ids, skip_special_tokens=not special)
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None,
+        variables: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> list[int]:
         # A sandbox is not for us to write: transformers' own, imported where there is a chat.
         from transformers.utils.chat_template_utils import render_jinja_template
 
         given = [{key: value for key, value in m.items() if value is not None} for m in messages]
         if not given:
             raise ValueError("an empty conversation")
-        variables: dict[str, Any] = dict(self._special_tokens)
+        everything: dict[str, Any] = {**self._special_tokens, **variables}
         rendered, _ = render_jinja_template(
             conversations=[given],
+            tools=None if tools is None else list(tools),
             chat_template=self._template,
-            add_generation_prompt=True,
-            **variables,
+            add_generation_prompt=add_generation_prompt,
+            **everything,
         )
         return self.encode(rendered[0], special=False)
 
@@ -198,18 +263,23 @@ def save_tokenizer(backend: Backend, folder: Path) -> None:
         raise UnsupportedError(
             "the tokenizer is not a fast one (tokenizer.json): only those can be packed"
         )
-    rust = type(hf.backend_tokenizer).from_str(hf.backend_tokenizer.to_str())
-    rust.no_truncation()
-    rust.no_padding()
     template = hf.get_chat_template() if hf.chat_template else None
     saved = {
         "version": SAVED_VERSION,
         "special_tokens": hf.special_tokens_map,
         "chat_template": template,
     }
-    (folder / BACKEND_FILE).write_text(rust.to_str(), "utf-8")
+    (folder / BACKEND_FILE).write_text(_plain(hf).to_str(), "utf-8")
     text = json.dumps(saved, indent=2, ensure_ascii=False) + "\n"
     (folder / SAVED_FILE).write_text(text, "utf-8")
+
+
+def _plain(hf: Any) -> Any:
+    """A copy of the tokenizer behind a fast one, which cuts and fills nothing."""
+    rust = type(hf.backend_tokenizer).from_str(hf.backend_tokenizer.to_str())
+    rust.no_truncation()
+    rust.no_padding()
+    return rust
 
 
 def _unusable(folder: Path, error: Exception) -> CheckpointError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,16 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self.backend.has_chat_template
+        return self.chat_template() is not None
+
+    def chat_template(self, *, tools: bool = False) -> str | None:
+        """The text of the chat template; some models have another one for chats with tools."""
+        return self.backend.chat_template(tools=tools)
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """What special tokens are for (`bos_token`, `eos_token`, ...) -> their text."""
+        return self.backend.special_tokens
 
     @property
     def first_token(self) -> tuple[int, str] | None:
@@ -79,26 +88,47 @@ class Tokenizer:
         content = json.dumps([vocabulary, self.encode(_PROBE)])
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids without special tokens, and each token's (start, end) in characters.
+    def encode_with_offsets(
+        self, text: str, *, special: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, and each token's (start, end) in characters.
+
+        Args:
+            special: with the special tokens that the tokenizer adds by default, as `encode`.
 
         Raises:
             CheckpointError: a tokenizer without offsets (not a "fast" one).
         """
-        return self.backend.encode_with_offsets(text)
+        return self.backend.encode_with_offsets(text, special=special)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
-        return self.backend.decode(list(ids))
+        return self.backend.decode(list(ids), special=False)
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Text of token ids, that of special tokens among it."""
+        return self.backend.decode(list(ids), special=True)
 
     def stream(self, prompt: Sequence[int] = ()) -> TextStream:
         """Turns ids that follow `prompt` to text as they come."""
         return TextStream(self.decode, prompt)
 
-    def encode_chat(self, messages: Messages) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins.
 
         The checkpoint's chat template runs in transformers' sandbox.
+
+        Args:
+            tools: JSON descriptions of functions, for templates that know tools.
+            variables: what else the template may look at, by name.
+            add_generation_prompt: end where an answer begins, not behind the last message.
 
         Raises:
             PromptError: no chat template, or messages that the template refuses.
@@ -106,7 +136,12 @@ class Tokenizer:
         if not self.has_chat_template:
             raise PromptError("the model has no chat template; send a plain prompt instead")
         try:
-            return self.backend.encode_chat(list(messages))
+            return self.backend.encode_chat(
+                list(messages),
+                tools=tools,
+                variables=variables or {},
+                add_generation_prompt=add_generation_prompt,
+            )
         except Exception as error:  # a template can fail in every way that an expression can
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PromptError(f"the chat template refuses these messages: {reason}") from error

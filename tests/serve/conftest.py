@@ -1,4 +1,4 @@
-"""A real server in a thread, over a scripted model."""
+"""A real server in a thread, over a scripted scheduler."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import httpx
 import openai
 import pytest
 
-from sparseinfer.serve import Limits, Server, create_app
-from sparseinfer.serve.engine_thread import ServedModel
+from sparseinfer.serve import Access, Limits, Served, Server, create_app
+from sparseinfer.serve.service import Service
 from sparseinfer.tokenizer import Tokenizer
 
-from .scripted import ScriptedModel, byte_tokenizer
+from .scripted import ScriptedScheduler, scripted
+
+JSON = {"Content-Type": "application/json"}
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -27,11 +29,21 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.005)
 
 
+def check_error(answer: httpx.Response, status: int) -> dict:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert "\n" not in error["message"]
+    assert len(error["message"]) < 500
+    return error
+
+
 @dataclass
 class Running:
-    """A server under test, its model and clients for it."""
+    """A server under test, its scheduler and clients for it."""
 
-    model: ScriptedModel
+    scheduler: ScriptedScheduler
     server: Server
     http: httpx.Client
 
@@ -40,16 +52,24 @@ class Running:
         return self.server.port
 
     @property
+    def service(self) -> Service:
+        return self.server._service
+
+    @property
     def openai(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.http.base_url}/v1", api_key="none", max_retries=0)
 
     @property
     def taken(self) -> int:
         """Places taken at the gate."""
-        return self.server._service._gate._taken
+        return self.service.gate.requests
 
     def complete(self, prompt: str, **fields) -> httpx.Response:
         return self.http.post("/v1/completions", json={"prompt": prompt, **fields})
+
+    def chat(self, content: str, **fields) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": content}], **fields}
+        return self.http.post("/v1/chat/completions", json=body)
 
     def is_healthy(self) -> bool:
         """Whether an ordinary request gets its answer."""
@@ -58,25 +78,49 @@ class Running:
 
 
 @contextmanager
-def running(
-    model: ServedModel, tokenizer: Tokenizer | None = None, limits: Limits | None = None
-) -> Iterator[Running]:
-    app = create_app(model, tokenizer or byte_tokenizer(), "scripted", limits=limits)
+def serving(
+    load: Callable[[], Served],
+    limits: Limits | None = None,
+    access: Access | None = None,
+    *,
+    ready: bool = True,
+    log_prompts: bool = False,
+) -> Iterator[tuple[Server, httpx.Client]]:
+    """Any model behind a real server.
+
+    Args:
+        ready: whether to wait until the model is loaded.
+    """
+    app = create_app(load, limits=limits, access=access, log_prompts=log_prompts)
     server = Server(app, port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=20) as http:
+        with httpx.Client(base_url=server.url, timeout=20) as http:
             eventually(lambda: server.started)
-            yield Running(model, server, http)
+            if ready:
+                eventually(lambda: server._service.health == "ok")
+            yield server, http
     finally:
         server.stop()
         thread.join(30)
         assert not thread.is_alive()
 
 
+@contextmanager
+def running(
+    scheduler: ScriptedScheduler,
+    tokenizer: Tokenizer | None = None,
+    limits: Limits | None = None,
+    **options,
+) -> Iterator[Running]:
+    """A scripted scheduler behind a real server."""
+    with serving(lambda: scripted(scheduler, tokenizer), limits, **options) as (server, http):
+        yield Running(scheduler, server, http)
+
+
 @pytest.fixture(scope="module")
 def echo_server() -> Iterator[Running]:
     """Answers every prompt with the prompt; shared, so a test must leave it as it found it."""
-    with running(ScriptedModel()) as it:
+    with running(ScriptedScheduler(slots=3)) as it:
         yield it

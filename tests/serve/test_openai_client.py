@@ -8,10 +8,9 @@ import openai
 import pytest
 
 from sparseinfer.errors import NumericalError
-from sparseinfer.serve import Limits
 
 from .conftest import running
-from .scripted import ScriptedModel, byte_tokenizer, endless, noise
+from .scripted import ScriptedScheduler, byte_tokenizer, endless, noise
 
 
 def ask(server, content, **fields):
@@ -83,7 +82,7 @@ def test_chat_text_parts_and_developer_role(echo_server):
 
 
 def test_chat_limit_is_what_the_context_leaves():
-    with running(ScriptedModel(endless, context_length=100)) as server:
+    with running(ScriptedScheduler(endless, context=100)) as server:
         answer = ask(server, "hello")
         assert answer.usage.total_tokens == 100
         assert answer.choices[0].finish_reason == "length"
@@ -140,7 +139,7 @@ def test_text_that_only_begins_a_stop_string_is_not_lost(echo_server):
 
 
 def test_seed_and_temperature():
-    with running(ScriptedModel(noise)) as server:
+    with running(ScriptedScheduler(noise)) as server:
 
         def text(**fields):
             return complete(server, "a", max_tokens=30, **fields).choices[0].text
@@ -159,7 +158,7 @@ def test_errors_map_to_client_exceptions(echo_server):
     assert unknown.value.code == "model_not_found"
     assert unknown.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError) as refused:
-        complete(echo_server, "x", n=2)
+        complete(echo_server, "x", n=17)
     assert refused.value.param == "n"
     with pytest.raises(openai.BadRequestError) as long:
         complete(echo_server, "x" * 600)
@@ -174,13 +173,17 @@ def test_errors_map_to_client_exceptions(echo_server):
 
 
 def test_full_queue_is_a_rate_limit():
-    no_place = Limits(waiting_requests=-1)
-    with running(ScriptedModel(), limits=no_place) as server, pytest.raises(openai.RateLimitError):
-        complete(server, "x")
+    with running(ScriptedScheduler()) as server:
+        server.service.gate.requests += 65
+        with pytest.raises(openai.RateLimitError) as refused:
+            complete(server, "x")
+        assert refused.value.code == "queue_full"
+        server.service.gate.requests -= 65
+        assert server.is_healthy()
 
 
 def test_model_without_chat_template():
-    with running(ScriptedModel(), byte_tokenizer(template=None)) as server:
+    with running(ScriptedScheduler(), byte_tokenizer(template=None)) as server:
         with pytest.raises(openai.BadRequestError, match="no chat template") as refused:
             ask(server, "x")
         assert refused.value.param == "messages"
@@ -194,13 +197,13 @@ def test_template_may_refuse(echo_server):
 
 
 def test_broken_model_fails_the_request_not_the_server():
-    def nan(ids, sampling):
-        if bytes(ids) == b"fine":
-            yield from ids
-        yield from b"ok"[: ids[0] - 48]
+    def nan(request):
+        if bytes(request.ids) == b"fine":
+            yield from request.ids
+        yield from b"ok"[: request.ids[0] - 48]
         raise NumericalError("the model computed NaN logits")
 
-    with running(ScriptedModel(nan)) as server:
+    with running(ScriptedScheduler(nan)) as server:
         for fields in ({"stream": True}, {}):
             with pytest.raises(openai.InternalServerError, match="NaN logits"):
                 complete(server, "0", **fields)
@@ -215,8 +218,8 @@ def test_broken_model_fails_the_request_not_the_server():
 
 def test_defect_in_the_template_is_an_error_of_that_request(monkeypatch):
     tokenizer = byte_tokenizer()
-    monkeypatch.setattr(tokenizer, "encode_chat", lambda messages: 1 // 0)
-    with running(ScriptedModel(), tokenizer) as server:
+    monkeypatch.setattr(tokenizer, "encode_chat", lambda messages, **_: 1 // 0)
+    with running(ScriptedScheduler(), tokenizer) as server:
         with pytest.raises(openai.InternalServerError) as failed:
             ask(server, "x")
         assert failed.value.type == "server_error"
@@ -225,11 +228,11 @@ def test_defect_in_the_template_is_an_error_of_that_request(monkeypatch):
 
 
 def test_defect_in_the_engine_is_not_shown_to_the_client(caplog):
-    def defect(ids, sampling):
+    def defect(request):
         raise RuntimeError("secret detail")
         yield 0
 
-    with running(ScriptedModel(defect)) as server:
+    with running(ScriptedScheduler(defect)) as server:
         answer = server.complete("x")
         assert answer.status_code == 500
         assert "secret" not in answer.text

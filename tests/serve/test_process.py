@@ -16,7 +16,7 @@ import pytest
 from sparseinfer.errors import ConfigError
 from sparseinfer.serve import Server, create_app, run_server
 
-from .scripted import ScriptedModel, byte_tokenizer
+from .scripted import ScriptedScheduler, scripted
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_sigint_ends_an_idle_server(process):
 
 
 def test_url_is_told_when_ready():
-    app = create_app(ScriptedModel(), byte_tokenizer(), "scripted")
+    app = create_app(lambda: scripted(ScriptedScheduler()))
     seen = []
 
     def ready(url):
@@ -87,7 +87,7 @@ def test_url_is_told_when_ready():
     ],
 )
 def test_address_that_cannot_be_listened_on(host, port):
-    app = create_app(ScriptedModel(), byte_tokenizer(), "scripted")
+    app = create_app(lambda: scripted(ScriptedScheduler()))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1] if port is None else port
         with pytest.raises(ConfigError, match=f"cannot listen on {host}:{port}") as refused:

@@ -1,0 +1,102 @@
+"""One client connection: uvicorn's own, which also gives up on clients that hold it for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from sparseinfer.serve.errors import ApiError
+from sparseinfer.serve.limits import HEADER_SECONDS, MAX_CONNECTIONS, RETRY_AFTER_SECONDS, Limits
+
+logger = logging.getLogger("sparseinfer")
+
+
+class _Timer:
+    """Calls something unless stopped in time."""
+
+    def __init__(self, seconds: float, call: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._call = call
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self.stop()
+        self._handle = asyncio.get_running_loop().call_later(self._seconds, self._call)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
+class Connection(H11Protocol):
+    """uvicorn has no limit on the time that a request's header may take, nor on the time that a
+    client takes to read."""
+
+    send_seconds: float = Limits.send_seconds
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app = _Door(self, self.app)  # pyright: ignore[reportAttributeAccessIssue]
+        self.header = _Timer(HEADER_SECONDS, self._abort)
+        self._reading = _Timer(self.send_seconds, self._drop)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self.header.start()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.header.stop()
+        self._reading.stop()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.header.start()
+
+    def pause_writing(self) -> None:
+        self._reading.start()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._reading.stop()
+        super().resume_writing()
+
+    def _drop(self) -> None:
+        logger.warning("a client read nothing for %g seconds; dropped it", self.send_seconds)
+        self._abort()
+
+    def _abort(self) -> None:
+        # Closing would wait until all that was written is read.
+        self.transport.abort()
+
+
+class _Door:
+    """The application, as one connection sees it."""
+
+    def __init__(self, connection: Connection, app: ASGIApp) -> None:
+        self._connection = connection
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._connection.header.stop()
+        if len(self._connection.connections) > MAX_CONNECTIONS:
+            refused = ApiError(
+                503,
+                f"more than {MAX_CONNECTIONS} connections are open; retry later",
+                code="too_many_connections",
+                headers={"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"},
+            )
+            await refused.response()(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def connection_class(limits: Limits) -> type[Connection]:
+    """The class to give to uvicorn."""
+    return type("LimitedConnection", (Connection,), {"send_seconds": limits.send_seconds})
