@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparseinfer.engine import Generation, Model, Sampling, load
     from sparseinfer.errors import SparseInferError
     from sparseinfer.eval import evaluate
+    from sparseinfer.predictors.watched import watched_windows
     from sparseinfer.sources import load_text, resolve_model
     from sparseinfer.sparsity import Sparsities, SparsityCounts, sparsities
     from sparseinfer.tokenizer import load_tokenizer
@@ -35,6 +36,7 @@ _HOMES = {
     "load_tokenizer": "tokenizer",
     "resolve_model": "sources",
     "sparsities": "sparsity",
+    "watched_windows": "predictors.watched",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "load_tokenizer",
     "resolve_model",
     "sparsities",
+    "watched_windows",
 ]
 
 

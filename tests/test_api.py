@@ -26,6 +26,7 @@ NAMES = {
     "load_tokenizer",
     "resolve_model",
     "sparsities",
+    "watched_windows",
 }
 
 SAID_BY_THEIR_NAMES = {"Checkpoint.shard_files", "Checkpoint.weight_bytes"}
@@ -36,6 +37,7 @@ SIGNATURES = {
         "model": "smollm2-135m",
         "device": "cpu",
         "gpu_memory": None,
+        "windows": None,
         "weights": "auto",
         "threads": None,
         "huge_pages": False,

@@ -61,6 +61,7 @@ def generate(
     """
     from sparseinfer.engine import Sampling, load
     from sparseinfer.errors import PromptError
+    from sparseinfer.predictors.watched import watched_windows
     from sparseinfer.sparsity import sparsities
     from sparseinfer.tokenizer import load_tokenizer
 
@@ -70,6 +71,7 @@ def generate(
         model,
         device=device,
         gpu_memory=gpu_memory,
+        windows=None if gpu_memory is None else watched_windows(model),
         weights=weights,
         threads=threads,
         huge_pages=huge_pages,

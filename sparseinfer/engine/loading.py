@@ -6,20 +6,12 @@ from pathlib import Path
 
 import torch
 
-from sparseinfer.checkpoint import Checkpoint
 from sparseinfer.engine.device import checked_device
 from sparseinfer.engine.model import Model
 from sparseinfer.engine.settings import check_threads, memory_size
 from sparseinfer.formats import import_dtype
-from sparseinfer.packed import Packed, open_model
-from sparseinfer.sources import load_text, resolve_model
-from sparseinfer.tokenizer import load_tokenizer
-
-_TEXT = "pydoc"
-_CHARACTERS = 40_000
-_WINDOW = 256
-_WINDOWS = 16
-"""Tokens of a window, and windows at most, that neurons are watched on."""
+from sparseinfer.packed import open_model
+from sparseinfer.sources import resolve_model
 
 
 def load(
@@ -27,6 +19,7 @@ def load(
     *,
     device: str = "cpu",
     gpu_memory: str | int | None = None,
+    windows: torch.Tensor | None = None,
     weights: str = "auto",
     threads: int | None = None,
     huge_pages: bool = False,
@@ -40,8 +33,9 @@ def load(
         device: `cpu`, or `cuda` (`cuda:1` for the second GPU).
         gpu_memory: how much of a GPU may be used, as `8GiB` or a number of bytes. Where the model
             needs more, the neurons that fire most live on the GPU and the others are computed by
-            the CPU at the same time; which those are is found out once, on a text that comes with
-            Python. None uses what there is.
+            the CPU at the same time. None uses what there is.
+        windows: token ids int64 [W, T] of text, which `gpu_memory` needs to find out which neurons
+            fire most (`watched_windows` makes some). What was found is kept on disk.
         weights: `auto` (as stored), `fp32`, `bf16`, `int8` or `int4`. A checkpoint is packed in
             memory; a packed artifact has one type only.
         threads: worker threads; default, and the most that is used, is the number of physical
@@ -72,18 +66,10 @@ def load(
         source,
         device=device,
         gpu_memory=budget,
-        windows=None if budget is None else watched_windows(source),
+        windows=windows,
         weights=weights,
         threads=threads,
         huge_pages=huge_pages,
         prefill=prefill,
         predictor=predictor,
     )
-
-
-def watched_windows(source: Checkpoint | Packed) -> torch.Tensor:
-    """Token ids int64 [W, T] of English prose, to watch neurons on."""
-    ids = load_tokenizer(source.path).encode_plain(load_text(_TEXT).joined[:_CHARACTERS])
-    length = min(_WINDOW, source.config.context_length)
-    count = min(_WINDOWS, len(ids) // length)
-    return torch.tensor(ids[: count * length], dtype=torch.int64).view(count, length)

@@ -47,7 +47,9 @@ def check_gpu_memory(budget: int | None, windows: Tensor | None, *, on_gpu: bool
     if not is_count(budget):
         raise ConfigError(f"gpu_memory {budget!r} is not a positive whole number of bytes")
     if windows is None:
-        raise ConfigError("gpu_memory needs windows of token ids to watch neurons on")
+        raise ConfigError(
+            "gpu_memory needs windows of token ids to watch neurons on: watched_windows(model) makes some"
+        )
 
 
 def prefill_math(requested: str) -> Math | None:

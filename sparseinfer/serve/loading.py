@@ -10,12 +10,12 @@ from sparseinfer.config import ModelConfig, SparsityRecord
 from sparseinfer.engine import Model
 from sparseinfer.engine.device import CPU, checked_device
 from sparseinfer.engine.device import free_bytes as gpu_free_bytes
-from sparseinfer.engine.loading import watched_windows
 from sparseinfer.engine.scheduling import Scheduler
 from sparseinfer.engine.settings import check_threads, is_count, memory_size
 from sparseinfer.errors import ConfigError
 from sparseinfer.formats import WeightFormats, import_dtype
 from sparseinfer.packed import choose_model_formats, open_model
+from sparseinfer.predictors.watched import watched_windows
 from sparseinfer.serve.live import ModelFacts
 from sparseinfer.serve.memory import check_memory, free_bytes, weight_bytes
 from sparseinfer.serve.served import Served
@@ -62,7 +62,8 @@ class ModelSettings:
             ConfigError: a context beyond the model's, or caches that memory does not hold.
         """
         device = checked_device(self.device)
-        budget = self.gpu_memory and memory_size(self.gpu_memory, "--gpu-memory")
+        given = self.gpu_memory
+        budget = None if given is None else memory_size(given, "--gpu-memory")
         resolved = resolve_model(self.model, dtype=import_dtype(self.weights))
         source = open_model(resolved.path)
         config = source.config
@@ -89,7 +90,7 @@ class ModelSettings:
             source,
             device=self.device,
             gpu_memory=budget,
-            windows=None if budget is None else watched_windows(source),
+            windows=None if budget is None else watched_windows(resolved.path),
             weights=self.weights,
             threads=self.threads,
             huge_pages=self.huge_pages,

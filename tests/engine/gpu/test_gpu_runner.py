@@ -12,6 +12,7 @@ from sparseinfer.engine import gpu as gpu_runner
 from sparseinfer.engine import load
 from sparseinfer.engine.scheduling import Scheduler, TokenRequest
 from sparseinfer.errors import ConfigError, UnsupportedError
+from sparseinfer.predictors.watched import watched_windows
 
 TIGHT = 1e-5
 SMALL = {"num_hidden_layers": 1, "vocab_size": 64, "eos_token_id": None}
@@ -129,10 +130,11 @@ def test_hot_neurons_on_the_gpu_give_the_same_answers(make_model, monkeypatch, t
     monkeypatch.setenv("SPARSEINFER_HOME", str(tmp_path))
     folder = make_model(**{**SMALL, "vocab_size": 300}, hidden_act="relu", intermediate_size=1120)
     cpu = load(folder)
+    windows = watched_windows(folder)
     with pytest.raises(ConfigError, match=r"must be on the GPU") as refused:
-        load(folder, device="cuda", gpu_memory="1MiB")
+        load(folder, device="cuda", gpu_memory="1MiB", windows=windows)
     assert "--gpu-memory" in str(refused.value)
-    gpu = load(folder, device="cuda", gpu_memory=15_700_000)
+    gpu = load(folder, device="cuda", gpu_memory=15_700_000, windows=windows)
     assert gpu.residency is not None
     assert 0 < gpu.residency.hot_neurons < 1120
     ids = ids_of(5)
@@ -184,6 +186,8 @@ def test_memory_of_a_gpu_goes_with_a_gpu(make_model):
         load(make_model(), gpu_memory="8GiB")
     with pytest.raises(ConfigError, match="not a size"):
         load(make_model(), device="cuda", gpu_memory="8")
+    with pytest.raises(ConfigError, match="needs windows"):
+        load(make_model(), device="cuda", gpu_memory="8GiB")
 
 
 def test_without_a_gpu_nothing_is_loaded(monkeypatch, tmp_path):
