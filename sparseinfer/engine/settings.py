@@ -48,7 +48,8 @@ def check_gpu_memory(budget: int | None, windows: Tensor | None, *, on_gpu: bool
         raise ConfigError(f"gpu_memory {budget!r} is not a positive whole number of bytes")
     if windows is None:
         raise ConfigError(
-            "gpu_memory needs windows of token ids to watch neurons on: watched_windows(model) makes some"
+            "gpu_memory needs windows of token ids to watch neurons on: watched_windows(model) "
+            "makes some"
         )
 
 
