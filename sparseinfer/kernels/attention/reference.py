@@ -56,12 +56,15 @@ def attend(
     mask = key <= position
     if shape.window is not None:
         mask &= key > position - shape.window
+    seen = [operand(cache[None, :, begin:end].float(), math) for cache in (keys, values)]
+    if qkv.is_cuda:
+        # torch's fast kernels for a GPU take a mask or grouped heads, not both.
+        seen = [one.repeat_interleave(shape.heads // shape.kv_heads, 1) for one in seen]
     attended = scaled_dot_product_attention(
         operand(turned[None, : shape.heads], math),
-        operand(keys[None, :, begin:end].float(), math),
-        operand(values[None, :, begin:end].float(), math),
+        *seen,
         attn_mask=mask,
-        enable_gqa=True,
+        enable_gqa=not qkv.is_cuda,
     )
     return attended[0].transpose(0, 1).flatten(1).float()
 
