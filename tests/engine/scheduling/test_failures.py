@@ -49,6 +49,14 @@ def test_nan_fails_one_request_and_no_other(poisoned, place, asked):
     assert (state.failed, state.finished, state.decoding) == (2, 4, 0)
 
 
+def test_a_slot_keeps_nothing_of_a_request_that_failed(poisoned):
+    scheduler = Scheduler(poisoned, slots=1)
+    bad = request([*TEXT[:38], BROKEN])
+    for _ in range(2):
+        assert serve(scheduler, bad)[0].errors
+    assert scheduler.snapshot().cached_tokens == 0
+
+
 def test_nan_while_decoding(poisoned):
     # The broken token comes out of the request itself: its bias is the largest.
     bad = request(TEXT, 12, sampling=Sampling(logit_bias={BROKEN: 100}))
