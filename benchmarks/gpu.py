@@ -1,13 +1,16 @@
 """The GPU kernels against copy bandwidth, cuBLAS and torch.compile, correctness first.
 
     python benchmarks/gpu.py [--shapes llama2-7b ...] [--batches 1 2 4 8 16] [--replays 20]
-                             [--tune FOLDER]
+                             [--tune FOLDER] [--models llama2-7b llama3-8b] [--no-baseline]
 
 Prints a table and, as its last line, JSON. Every time is the median of replays of a CUDA graph
 that runs over several copies of a layer, so that L2 serves none of them. `of copy` is the bytes
 that had to be read per second over the bandwidth of a large copy; `over dense` is the time of the
 fastest dense FFN over that of the row. With --tune the tiles of the gated FFN are those found to be
 fastest here (minutes for each shape and batch, unless the folder has them).
+
+Then whole models of random weights decode, dense and sparse, beside transformers through
+torch.compile with a static cache; and at last every promise is held against what was measured.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_parts import decode
 from gpu_parts.layers import SHAPES, Layer, dense_ffn, inputs, layer_copies
+from gpu_parts.models import Shape
+from gpu_parts.promises import promises
 from gpu_parts.timing import copy_bandwidth, time_calls
 from gpu_parts.tune import tuned
 from gpu_parts.verify import verify
@@ -235,6 +241,10 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--replays", type=int, default=20)
     parser.add_argument("--tune", type=Path, metavar="FOLDER")
+    parser.add_argument("--models", nargs="*", default=["llama2-7b", "llama3-8b"])
+    parser.add_argument("--tokens", type=int, default=64, help="decoded in a turn of a model")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each setting of a model")
+    parser.add_argument("--no-baseline", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("error: no CUDA device: this benchmark needs an NVIDIA GPU", file=sys.stderr)
@@ -252,7 +262,23 @@ def main() -> None:
         del bench
         torch.cuda.empty_cache()
     print(table(rows))
-    print(json.dumps(_report(rows, worst, asdict(copy))))
+    models: list[decode.DecodeRow] = []
+    for name in options.models:
+        models += decode.measure(
+            Shape.named(name),
+            copy.median,
+            torch.device("cuda"),
+            steps=options.tokens,
+            rounds=options.rounds,
+            baseline=not options.no_baseline,
+        )
+    print(decode.table(models))
+    lines = promises(rows, models, worst)
+    print(*lines, sep="\n")
+    report = _report(rows, worst, asdict(copy))
+    report["models"] = [asdict(row) for row in models]
+    report["promises"] = [{**asdict(line), "holds": line.holds} for line in lines]
+    print(json.dumps(report))
 
 
 def _report(rows: list[Row], worst: dict[str, float], copy: dict[str, Any]) -> dict[str, Any]:
