@@ -15,6 +15,7 @@ from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.device import check_room, gpu_memory
 from sparseinfer.engine.gpu_model import GpuModel
 from sparseinfer.engine.gpu_step import GpuStep
+from sparseinfer.engine.parts import ForwardParts
 from sparseinfer.engine.placing import reserved_bytes
 from sparseinfer.engine.residency import Residency
 from sparseinfer.engine.rope import Rope
@@ -120,6 +121,13 @@ class GpuRunner:
             logits, counts = logits.cpu(), counts.cpu()
         cache.advance(tokens)
         return logits, counts
+
+    def forward_in_parts(
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+    ) -> ForwardParts:
+        """As `sparseinfer.engine.cpu.CpuRunner.forward_in_parts`, in a single part."""
+        yield from ()
+        return self.forward(ids, cache, all_logits=all_logits)
 
     def step(
         self, ids: Sequence[int], caches: Sequence[KVCache]

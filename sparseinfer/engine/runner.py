@@ -13,6 +13,7 @@ from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.cpu import CpuRunner
 from sparseinfer.engine.device import CPU
+from sparseinfer.engine.parts import ForwardParts
 from sparseinfer.engine.reference import ReferenceRunner
 from sparseinfer.engine.residency import Residency
 from sparseinfer.engine.rope import Rope
@@ -38,6 +39,10 @@ class Runner(Protocol):
     def forward(
         self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def forward_in_parts(
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+    ) -> ForwardParts: ...
 
     def step(
         self, ids: Sequence[int], caches: Sequence[KVCache]

@@ -115,7 +115,7 @@ def test_a_sink_that_raises_is_logged_and_ends_its_own_request(cats, caplog, met
     assert state.finished + state.cancelled + state.failed == 2
 
 
-@pytest.mark.parametrize("method", ["step", "prompt_chunk"])
+@pytest.mark.parametrize("method", ["step", "prompt_parts"])
 def test_a_pass_that_fails_ends_those_in_it_and_the_next_ones_run(cats, monkeypatch, method):
     scheduler = Scheduler(cats, slots=2)
     made = submit(scheduler, request(TEXT, 10), request(TEXT[5:], 10))
