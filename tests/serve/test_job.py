@@ -121,9 +121,13 @@ def test_what_came_before_a_failure_is_handed_out():
         job.fail(shutting_down())
         await job.began()
         texts = []
-        with pytest.raises(ApiError):
+
+        async def read():
             async for _, piece, _ in job.updates():
                 texts.append(piece.text)
+
+        with pytest.raises(ApiError):
+            await read()
         return texts
 
     assert asyncio.run(run()) == ["ab"]
