@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sparseinfer.engine.scheduling.figures import Figures
 from sparseinfer.engine.scheduling.sequence import Sequence
@@ -16,12 +16,20 @@ class Prompts:
     Args:
         chunk: tokens of a prompt that are computed at once.
         figures: what is computed or reused is counted there.
+        fail: told of a request that is out of the queue and cannot go on, and why.
     """
 
-    def __init__(self, slots: Slots, chunk: int, figures: Figures) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        chunk: int,
+        figures: Figures,
+        fail: Callable[[Sequence, Exception], None],
+    ) -> None:
         self._slots = slots
         self._chunk = chunk
         self._figures = figures
+        self._fail = fail
         self._queue: deque[Sequence] = deque()
 
     def __len__(self) -> int:
@@ -47,7 +55,11 @@ class Prompts:
             if one.computes_all or one.within_chunk:
                 return one
             before = one.slot.stored
-            self._slots.fill(one.slot, one.ticket.ids)
+            try:
+                self._slots.fill(one.slot, one.ticket.ids)
+            except Exception as error:  # no memory to copy to
+                self._fail(one, error)
+                continue
             self._reused(one, one.slot.stored - before)
             if not any(other.computes_for(one, self._chunk) for other in self._queue):
                 return one
@@ -59,13 +71,14 @@ class Prompts:
         (of `time.perf_counter`). Unless that was the last one, the request is queued again.
 
         Returns:
-            whether the chunk is finished.
-
-        Raises:
-            Exception: what the computation raises; the request is not queued then.
+            whether the chunk is finished, or has failed.
         """
         before = one.slot.stored
-        finished = one.compute(self._chunk, until)
+        try:
+            finished = one.compute(self._chunk, until)
+        except Exception as error:  # fails this request alone
+            self._fail(one, error)
+            return True
         self._figures.prompt_tokens += one.slot.stored - before
         if not finished:
             self._queue.appendleft(one)

@@ -86,7 +86,7 @@ class Scheduler:
         """What the last decode step took."""
         self._slots = Slots(slots, chunk)
         self._figures = Figures()
-        self._prompts = Prompts(self._slots, chunk, self._figures)
+        self._prompts = Prompts(self._slots, chunk, self._figures, self._fail)
         self._running: list[Sequence] = []
         """Requests that have their prompts behind them."""
         self._admitted = 0
@@ -196,11 +196,7 @@ class Scheduler:
         while (one := self._prompts.next()) is not None:
             worked = True
             reused = one.slot.logits is not None
-            try:
-                finished = reused or self._prompts.compute(one, until)
-            except Exception as error:  # fails this request alone
-                self._fail(one, error)
-                continue
+            finished = reused or self._prompts.compute(one, until)
             if one.slot.logits is not None:
                 self._start(one, one.slot.logits)
             if not finished or not (reused or self._prompts_first):
