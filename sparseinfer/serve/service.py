@@ -24,7 +24,6 @@ from sparseinfer.serve.metrics import Metrics
 from sparseinfer.serve.schema import GenerationRequest, RequestType, parse_request
 from sparseinfer.serve.served import Served
 from sparseinfer.serve.streaming import EventStream, answer_events
-from sparseinfer.serve.text import Piece, joined
 from sparseinfer.serve.watch import RequestWatch
 from sparseinfer.serve.work import Work
 
@@ -180,18 +179,16 @@ class Service:
 
 async def _choices(job: Job) -> list[Choice]:
     """The answers to show, once all are made."""
-    pieces: dict[int, list[Piece]] = {candidate.number: [] for candidate in job.candidates}
-    async for candidate, piece in job.updates():
-        pieces[candidate.number].append(piece)
+    answers = await job.whole()
     shown: list[Choice] = []
-    for start in range(0, len(job.candidates), job.work.candidates):
-        group = job.candidates[start : start + job.work.candidates]
+    for start in range(0, len(answers), job.work.candidates):
+        group = answers[start : start + job.work.candidates]
         if job.work.choices < len(group):
             # Stable: of answers that are as likely the earlier one is shown.
-            group = sorted(group, key=lambda one: -one.mean_logprob)[: job.work.choices]
-        for candidate in group:
+            group = sorted(group, key=lambda pair: -pair[0].mean_logprob)[: job.work.choices]
+        for candidate, content in group:
             assert candidate.end is not None
-            shown.append(Choice(joined(pieces[candidate.number]), candidate.end))
+            shown.append(Choice(content, candidate.end))
     return shown
 
 
