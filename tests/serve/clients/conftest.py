@@ -20,7 +20,7 @@ from sparseinfer.tokenizer import Tokenizer, load_tokenizer
 from ..conftest import serving
 from .writer import write_writer
 
-CONTEXT = 512
+CONTEXT = 2048
 SLOTS = 4
 
 

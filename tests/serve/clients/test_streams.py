@@ -56,10 +56,11 @@ def test_stream_joins_to_the_whole_text(writer, prompt, stops, max_tokens, tempe
 
 
 def test_answers_do_not_depend_on_what_else_runs(writer):
-    """Three times as many clients as slots, with prompts of up to half of the context."""
+    """Six times as many clients as slots. Prompts go up to three chunks, with the first two in
+    common, and each comes twice, so what was computed for one is used for another."""
     asked = [
         {
-            "prompt": LETTERS * (1 + 2 * number) + LETTERS[number % 4],
+            "prompt": LETTERS * (1 + 8 * number) + LETTERS[number % 4],
             "max_tokens": 20 + number,
             "temperature": number % 3 / 2,
             "seed": number,
