@@ -13,8 +13,7 @@ import openai
 import pytest
 
 from sparseinfer.engine import Model, Sampling, load
-from sparseinfer.serve import Served
-from sparseinfer.serve.loading import serve_model
+from sparseinfer.serve import Served, serve_model
 from sparseinfer.tokenizer import Tokenizer, load_tokenizer
 
 from ..conftest import serving
