@@ -6,8 +6,8 @@ Each check prints a line per figure as it ends; the exit status is 1 if any prom
 Allow two hours on two cores for all of it: `speed` alone is most of one, and more the first time,
 when random models of 6 GB are written and quantised for llama.cpp. `first-token` makes a whole 7B
 model: 18 GB of disk. `speed` and the 4-bit figure of `quantised-quality` need the `bench` extra,
-`tasks` the extra of that name.
-Leave the machine alone while `speed` and `first-token` run.
+`tasks` the extra of that name, `server-tasks` lm-eval[api].
+Leave the machine alone while `speed`, `first-token` and `server-speed` run.
 
 `speed` leaves the reports of `sparseinfer bench` in docs/results/, where
 benchmarks/performance_page.py reads them; with `--reports` it judges those of a folder in place of
@@ -51,6 +51,9 @@ from acceptance.predictors import (
     sketch_speed,
     training_time,
 )
+from acceptance.server_speed import server_speed
+from acceptance.server_streams import server_streams
+from acceptance.server_tasks import server_tasks
 from acceptance.speed import speed
 from acceptance.tasks import tasks
 
@@ -83,6 +86,9 @@ CHECKS: dict[str, Callable[[Path], list[Figure]]] = {
     "warm-start": warm_start,
     "training-throughput": throughput,
     "sanitizers": sanitizers,
+    "server-streams": server_streams,
+    "server-tasks": server_tasks,
+    "server-speed": server_speed,
 }
 SPEED = "speed"
 

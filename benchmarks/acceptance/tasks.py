@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,14 @@ def tasks(_work: Path) -> list[Figure]:
     folder = sparseinfer.resolve_model("smollm2-135m", dtype="fp32").path
     model = sparseinfer.load(folder, weights="fp32")
     tokenizer = sparseinfer.load_tokenizer(folder)
-    ours = _answers(EngineLM(model, tokenizer, name="smollm2-135m"))
+    ours = answers(EngineLM(model, tokenizer, name="smollm2-135m"))
     del model
-    theirs = _answers(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1))
+    theirs = answers(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1))
     figures = []
     for name in TASKS:
         mine, other = ours["samples"][name], theirs["samples"][name]
         assert [one["doc_id"] for one in mine] == [one["doc_id"] for one in other]
-        same = np.mean([_choice(a) == _choice(b) for a, b in zip(mine, other, strict=True)])
+        same = np.mean([choice_of(a) == choice_of(b) for a, b in zip(mine, other, strict=True)])
         scores = ours["results"][name]
         detail = (
             f"{len(mine)} examples, fp32, dense; accuracy {scores['acc,none']:.4f} "
@@ -53,22 +54,25 @@ def tasks(_work: Path) -> list[Figure]:
             at_least(f"{name}: same predictions as lm-eval's backend", float(same), BOUND, detail)
         )
         figures.append(
-            shown(f"{name}: largest difference of a log-probability", _apart(mine, other))
+            shown(
+                f"{name}: largest difference of a log-probability", largest_difference(mine, other)
+            )
         )
     return figures
 
 
-def _answers(lm: Any) -> dict[str, Any]:
+def answers(lm: Any, names: Sequence[str] = TASKS, limit: int = EXAMPLES) -> dict[str, Any]:
+    """lm-eval's results of the first examples of tasks, each sample with them."""
     from lm_eval import simple_evaluate
 
     from sparseinfer.eval.tasks import open_tasks
 
-    opened = open_tasks(TASKS)
+    opened = open_tasks(names)
     return simple_evaluate(
         lm,
         tasks=list(opened.loaded),
         task_manager=opened.manager,
-        limit=EXAMPLES,
+        limit=limit,
         log_samples=True,
     )
 
@@ -77,14 +81,15 @@ def _values(sample: dict[str, Any]) -> np.ndarray:
     return np.array([value for value, _ in sample["filtered_resps"]])
 
 
-def _choice(sample: dict[str, Any]) -> tuple[int, int]:
+def choice_of(sample: dict[str, Any]) -> tuple[int, int]:
     """The most likely answer, and the most likely one for its length in characters."""
     values = _values(sample)
     lengths = np.array([len(arguments[1]) - 1 for arguments in sample["arguments"]])
     return int(values.argmax()), int((values / lengths).argmax())
 
 
-def _apart(mine: list[dict[str, Any]], other: list[dict[str, Any]]) -> float:
+def largest_difference(mine: list[dict[str, Any]], other: list[dict[str, Any]]) -> float:
+    """Of two runs' log-probabilities of the same answers."""
     return max(
         float(np.abs(_values(a) - _values(b)).max()) for a, b in zip(mine, other, strict=True)
     )
