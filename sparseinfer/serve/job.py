@@ -200,6 +200,11 @@ class Job:
                 return
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all answers came to their end."""
+        return self._left == 0
+
+    @property
     def completion_tokens(self) -> int:
         """Of all candidates so far."""
         return sum(candidate.tokens for candidate in self.candidates)

@@ -84,10 +84,10 @@ def check_memory(
         ways.append(f"--context {shorter}")
     advice = f"{' or '.join(ways)} would fit" if ways else "use fewer bits (--weights int4)"
     raise ConfigError(
-        f"{slots} slots of {context} tokens take {_gb(needed(slots, context))} for keys and "
-        f"values beside {_gb(weights)} of weights, but {_gb(free)} are free: {advice}"
+        f"{slots} slots of {context} tokens take {_size(needed(slots, context))} for keys and "
+        f"values beside {_size(weights)} of weights, but {_size(free)} are free: {advice}"
     )
 
 
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -24,6 +24,8 @@ logger = logging.getLogger("sparseinfer")
 _LAST_RESORT_SECONDS = 5
 """After the requests in hand were told to end, before their connections are cut."""
 _POLL_SECONDS = 0.05
+_PATIENCE_SECONDS = 3.0
+"""Before it is worth saying that the model is being loaded."""
 
 
 def run_server(
@@ -100,8 +102,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started and self._service.health == "loading":
-            logger.info("listening on %s; the model is being loaded", self.url)
+        # What can be found wrong at once is said without ado.
+        asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._say_loading)
 
     async def main_loop(self) -> None:
         await super().main_loop()
@@ -115,6 +117,10 @@ class Server(uvicorn.Server):
         while service.gate.requests and time.monotonic() < deadline and not self.force_exit:
             await asyncio.sleep(_POLL_SECONDS)
         service.engine.fail_all(shutting_down())
+
+    def _say_loading(self) -> None:
+        if self._service.health == "loading":
+            logger.info("listening on %s; the model is being loaded", self.url)
 
     def _changed(self) -> None:
         """The model was loaded, or never will be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.types import Scope
 
 from sparseinfer.serve.answers import Usage
+from sparseinfer.serve.errors import cancelled
 from sparseinfer.serve.job import Candidate, Job, Observer
 from sparseinfer.serve.metrics import Metrics
 from sparseinfer.serve.request_log import record_of, route_of
@@ -49,6 +50,8 @@ class RequestWatch(Observer):
         record.completion_tokens = usage.completion_tokens
         if job.failure is not None:
             record.error = job.failure.code or job.failure.message
+        elif not job.is_whole:
+            record.error = cancelled().code
         if self._texts is not None:
             record.prompts = [served.tokenizer.decode_all(it.ids) for it in job.work.prompts]
             record.texts = [self._texts.get(it.number, "") for it in job.candidates]

@@ -45,7 +45,8 @@ CALLS = 257
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
     "{{ raise_exception('system comes first') }}{% endif %}"
-    "{{ m.role[0] }}:{{ m.content }}|{% endfor %}{{ note }}"
+    "{{ m.role[0] }}:{{ m.content }}|{% endfor %}"
+    "{% if note is defined %}{{ note }}{% endif %}"
     "{% if add_generation_prompt %}a:{% endif %}"
 )
 
