@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,8 @@ from sparseinfer.cli.console import (
     print_json,
 )
 from sparseinfer.errors import ConfigError
+
+logger = logging.getLogger("sparseinfer")
 
 KEY_VARIABLE = "SPARSEINFER_API_KEY"
 
@@ -91,6 +94,8 @@ def serve(
             f"--api-key-file, or into {KEY_VARIABLE}"
         )
     key = read_key(api_key_file, os.environ.get(KEY_VARIABLE))
+    if key is None and not is_loopback(host):
+        logger.warning("no API key: whoever reaches %s may use this server", host)
     hosts = None
     if allow_host is not None or (key is None and is_loopback(host)):
         hosts = frozenset(name.lower() for name in (*(allow_host or ()), host))

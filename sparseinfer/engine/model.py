@@ -176,7 +176,8 @@ class Model(ModelRules):
         """Continues several prompts at once: up to 16 sequences share each reading of the weights.
 
         Each result is to the bit what `generate` gives for that prompt alone, whatever the others
-        are. With a seed, every prompt gets the same one.
+        are. With a seed, every prompt gets the same one. What prompts have in common is computed,
+        and counted in `sparsity`, once.
 
         Args:
             prompts, max_tokens, stop_ids: as in `generate`, for each prompt.

@@ -122,8 +122,13 @@ class Sampler:
         return token
 
     def _draw(self, logits: torch.Tensor) -> int:
-        probabilities = token_probabilities(logits, self._sampling)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        weights, ids = _candidates(logits, self._sampling)
+        mass = weights.cumsum(0)
+        total = float(mass[-1])
+        drawn = total * float(torch.rand(1, generator=self._generator, dtype=torch.float64))
+        # Rounding must not lead beyond the last one.
+        place = int(torch.searchsorted(mass, min(drawn, math.nextafter(total, 0)), right=True))
+        return place if ids is None else int(ids[place])
 
 
 def _best(logits: torch.Tensor) -> int:
@@ -133,22 +138,39 @@ def _best(logits: torch.Tensor) -> int:
 
 
 def token_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Probabilities [V] after temperature and filters; they sum to 1."""
+    """Probabilities [V] fp64 after temperature and filters; they sum to 1."""
+    weights, ids = _candidates(logits, sampling)
+    probabilities = weights / weights.sum()
+    if ids is None:
+        return probabilities
+    return torch.zeros(logits.numel(), dtype=torch.float64).index_copy_(0, ids, probabilities)
+
+
+def _candidates(
+    logits: torch.Tensor, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What filters leave of logits [V]: fp64 weights [C], 1 for the most likely token and 0 for
+    those that min-p drops, and their ids [C], or None for all V in order."""
+    ids = None
+    if 0 < sampling.top_k < logits.numel():
+        logits, ids = logits.topk(sampling.top_k)
     # Shifted first, so that a tiny temperature cannot overflow.
-    scaled = (logits.double() - logits.max()) / sampling.temperature
-    if 0 < sampling.top_k < scaled.numel():
-        kept = torch.topk(scaled, sampling.top_k).indices
-        scaled = torch.full_like(scaled, -math.inf).index_copy_(0, kept, scaled[kept])
+    weights = ((logits.double() - logits.max()) / sampling.temperature).exp()
     if sampling.top_p < 1:
-        ordered, order = torch.sort(scaled, descending=True)
-        mass = torch.softmax(ordered, 0).cumsum(0)
-        # A token stays while the mass before it is short of top_p: the first one always does.
-        dropped = order[1:][mass[:-1] >= sampling.top_p]
-        scaled = scaled.index_fill(0, dropped, -math.inf)
-    probabilities = torch.softmax(scaled, 0)
+        kept = _nucleus(weights, sampling.top_p)
+        weights, ids = weights[kept], kept if ids is None else ids[kept]
     if sampling.min_p > 0:
-        probabilities = torch.where(
-            probabilities < sampling.min_p * probabilities.max(), 0, probabilities
-        )
-        probabilities = probabilities / probabilities.sum()
-    return probabilities
+        weights = torch.where(weights < sampling.min_p, 0, weights)
+    return weights, ids
+
+
+def _nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Places [C] of the fewest weights [V] that reach `top_p` of their sum, largest first."""
+    total = weights.sum()
+    # All weights below this one together are less than the rest that may be left out: only the
+    # others, few of many, need sorting.
+    near = (weights >= (1 - top_p) * total / weights.numel()).nonzero()[:, 0]
+    order = near[weights[near].argsort(descending=True)]
+    mass = weights[order].cumsum(0)
+    # A token stays while the mass before it is short of top_p: the first one always does.
+    return order[: 1 + int((mass[:-1] < top_p * total).sum())]

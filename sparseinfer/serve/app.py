@@ -127,12 +127,8 @@ def _add_posts(app: FastAPI, service: Service) -> None:
 
     @app.post("/tokenize", openapi_extra=json_body(TokenizeRequest))
     async def tokenize_text(http: Request) -> Response:
-        with service.gate.request():
-            _, body = await service.prepare(http, TokenizeRequest, tokenize)
-        return JSONResponse(body)
+        return await service.tokens(http, TokenizeRequest, tokenize)
 
     @app.post("/detokenize", openapi_extra=json_body(DetokenizeRequest))
     async def detokenize_ids(http: Request) -> Response:
-        with service.gate.request():
-            _, body = await service.prepare(http, DetokenizeRequest, detokenize)
-        return JSONResponse(body)
+        return await service.tokens(http, DetokenizeRequest, detokenize)

@@ -46,6 +46,8 @@ class EngineThread:
         self._on_state = on_state
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: set[Job] = set()
+        self._refusal: ApiError | None = None
+        """What every job gets from now on."""
         self._deliveries: list[_Delivery] = []
         """Of the step in work; of the engine's thread."""
         self._changed = threading.Condition()
@@ -73,6 +75,8 @@ class EngineThread:
         """Hands work to the engine; leaving the context takes back what is left of it."""
         job = Job(work, self._submit, self._cancel, at_once=at_once, observer=observer)
         self._jobs.add(job)
+        if self._refusal is not None:
+            job.fail(self._refusal)
         try:
             yield job
         finally:
@@ -80,7 +84,8 @@ class EngineThread:
             self._jobs.discard(job)
 
     def fail_all(self, error: ApiError) -> None:
-        """Ends every job."""
+        """Ends every job, and those still to come."""
+        self._refusal = error
         for job in list(self._jobs):
             job.fail(error)
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from sparseinfer.engine.scheduling import Finished, Ticket, TokenEvent
 from sparseinfer.serve.errors import ApiError, cancelled, engine_error
-from sparseinfer.serve.text import Entry, Piece, joined
+from sparseinfer.serve.text import AnswerText, Entry, Piece, joined
 from sparseinfer.serve.work import Task, Work
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -67,7 +67,8 @@ class Candidate:
         self.has_calls = False
         self.pieces: list[Piece] = []
         """What nobody has taken yet."""
-        self.text = task.new_text()
+        self.text: AnswerText | None = None
+        """From when the engine has it."""
         self.echoed = False
         self.seen_at: float | None = None
         """When its newest token came."""
@@ -100,8 +101,11 @@ class Job:
         self._observer = observer
         self._waiting = list(reversed(self.candidates))
         self._left = len(self.candidates)
+        self._news: dict[Candidate, None] = {}
+        """Candidates that went on since somebody looked, in that order."""
         self._began = asyncio.Event()
         self._changed = asyncio.Event()
+        self._over = asyncio.Event()
         for _ in range(min(at_once, len(self.candidates))):
             self._submit_next()
 
@@ -124,21 +128,23 @@ class Job:
 
     def token(self, candidate: Candidate, event: TokenEvent, at: float) -> None:
         """One more token, which was known at the time `at` (of `time.perf_counter`)."""
-        if self._is_over(candidate):
+        text = candidate.text
+        if text is None or self._is_over(candidate):
             return
         seen, candidate.seen_at = candidate.seen_at, at
         self._observer.token(None if seen is None else at - seen)
         candidate.tokens += 1
         if event.logprob is not None:
             candidate.mean_logprob += (event.logprob - candidate.mean_logprob) / candidate.tokens
-        self._add(candidate, candidate.text.push(event))
-        if candidate.text.stopped:
-            self._close(candidate, "stop", cached=None)
+        self._add(candidate, text.push(event))
+        if text.stopped:
+            self._close(candidate, text.close(), "stop", cached=None)
 
     def finished(self, candidate: Candidate, outcome: Finished) -> None:
         """No more tokens."""
-        if not self._is_over(candidate):
-            self._close(candidate, outcome.reason, outcome.cached_tokens, outcome.end)
+        if candidate.text is not None and not self._is_over(candidate):
+            rest = candidate.text.close(outcome.end)
+            self._close(candidate, rest, outcome.reason, outcome.cached_tokens)
 
     def failed(self, candidate: Candidate, error: Exception) -> None:
         """The engine could not go on with a candidate, which fails the whole request."""
@@ -156,8 +162,8 @@ class Job:
             if candidate.end is None:
                 self._take_back(candidate)
         self._waiting.clear()
-        self._began.set()
-        self._changed.set()
+        for event in (self._began, self._changed, self._over):
+            event.set()
 
     def cancel(self) -> None:
         """Ends what nobody waits for."""
@@ -173,31 +179,39 @@ class Job:
         if self.failure is not None and not any(c.pieces for c in self.candidates):
             raise self.failure
 
-    async def updates(self) -> AsyncIterator[tuple[Candidate, Piece]]:
-        """Candidates as they go on, with their next piece: never empty but in the last update of
-        one, whose `end` is then set.
+    async def updates(self) -> AsyncIterator[tuple[Candidate, Piece, End | None]]:
+        """Candidates as they go on, with their next piece, and how they ended in the last update
+        of each, whose piece may be empty.
 
         Raises:
             ApiError: the job failed; all pieces before the failure have been handed out.
         """
-        told: set[int] = set()
         while True:
             await self._changed.wait()
             self._changed.clear()
-            for candidate in self.candidates:
-                over = candidate.end is not None and candidate.number not in told
+            news, self._news = list(self._news), {}
+            for candidate in news:
                 piece = joined(candidate.pieces)
                 candidate.pieces.clear()
-                if over:
-                    told.add(candidate.number)
-                if piece or over:
-                    yield candidate, piece
+                # Read before the one who asked goes on: there may be more by then.
+                yield candidate, piece, candidate.end
             if self._changed.is_set():
                 continue
             if self.failure is not None:
                 raise self.failure
-            if self._left == 0:
+            if self.is_whole:
                 return
+
+    async def whole(self) -> list[tuple[Candidate, Piece]]:
+        """All candidates, once all have ended.
+
+        Raises:
+            ApiError: the job failed.
+        """
+        await self._over.wait()
+        if self.failure is not None:
+            raise self.failure
+        return [(candidate, joined(candidate.pieces)) for candidate in self.candidates]
 
     @property
     def is_whole(self) -> bool:
@@ -220,6 +234,7 @@ class Job:
             return
         candidate = self._waiting.pop()
         try:
+            candidate.text = candidate.task.new_text()
             candidate.ticket = self._submit(self, candidate)
         except Exception as error:  # one request must not take others down
             self.fail(engine_error(error))
@@ -236,16 +251,16 @@ class Job:
             candidate.has_calls = candidate.has_calls or bool(piece.calls)
             candidate.pieces.append(piece)
             self._observer.piece(candidate, piece)
-            self._changed.set()
+            self._tell(candidate)
 
     def _close(
         self,
         candidate: Candidate,
+        rest: Piece,
         reason: Literal["stop", "length"],
         cached: int | None,
-        end: TokenEvent | None = None,
     ) -> None:
-        self._add(candidate, candidate.text.close(end))
+        self._add(candidate, rest)
         if cached is None:
             assert candidate.ticket is not None
             cached = candidate.ticket.cached_tokens
@@ -254,8 +269,14 @@ class Job:
         candidate.end = End("tool_calls" if called else reason, candidate.tokens, cached)
         self._left -= 1
         self._observer.ended(candidate)
-        self._changed.set()
+        self._tell(candidate)
+        if self._left == 0:
+            self._over.set()
         self._submit_next()
+
+    def _tell(self, candidate: Candidate) -> None:
+        self._news[candidate] = None
+        self._changed.set()
 
     def _take_back(self, candidate: Candidate) -> None:
         if candidate.ticket is not None:

@@ -73,6 +73,7 @@ def chat_work(request: ChatRequest, served: Served, limits: Limits) -> Work:
     if request.offered:
         text = _reading_tools(text, request, served)
     grammar = _grammar(request, served)
+    _check_chars(sum(len(it.content or "") for it in request.messages), "messages", served)
     ids = served.template.encode(
         [message.for_template() for message in request.messages],
         request.offered,
@@ -150,6 +151,7 @@ def _prompt(given: str | list[int], served: Served, *, echo: bool, offsets: bool
         offsets: and where in it each token begins.
     """
     if isinstance(given, str):
+        _check_chars(len(given), "prompt", served)
         if offsets:
             ids, spans = served.tokenizer.encode_with_offsets(given, special=True)
             return Prompt(tuple(ids), given, tuple(start for start, _ in spans))
@@ -168,6 +170,18 @@ def _prompt(given: str | list[int], served: Served, *, echo: bool, offsets: bool
         starts.append(len(text))
         text += stream.push(token)
     return Prompt(tuple(given), text, tuple(starts))
+
+
+def _check_chars(count: int, param: str, served: Served) -> None:
+    """Refuses what need not be tokenised to be too long; that of megabytes takes many seconds."""
+    if count > served.most_chars:
+        raise ApiError(
+            400,
+            f"{param}: {count} characters are more than the model's context of {served.context} "
+            "tokens holds; shorten it",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 def _check_count(param: str, what: str, count: int, most: int) -> None:

@@ -42,6 +42,8 @@ class Served:
     facts: ModelFacts
     vocabulary: Vocabulary = field(init=False)
     template: ChatTemplate = field(init=False)
+    most_chars: int = field(init=False)
+    """Texts of more characters have more tokens than the context, whatever is in them."""
 
     def __post_init__(self) -> None:
         # A fast tokenizer sets itself up on its first call, which must not meet a second one.
@@ -49,3 +51,4 @@ class Served:
         vocabulary = Vocabulary(self.tokenizer, self.vocab_size, self.end_ids)
         object.__setattr__(self, "vocabulary", vocabulary)
         object.__setattr__(self, "template", ChatTemplate(self.tokenizer))
+        object.__setattr__(self, "most_chars", self.context * vocabulary.longest)

@@ -44,7 +44,7 @@ def run_server(
 
     Raises:
         ConfigError: the address cannot be listened on (port in use, unknown host, no permission).
-        Exception: whatever loading the model raised, or what broke the engine.
+        Exception: whatever loading the model or `on_ready` raised, or what broke the engine.
     """
     Server(app, host, port, on_ready=on_ready).run()
 
@@ -65,6 +65,7 @@ class Server(uvicorn.Server):
         on_ready: Callable[[str], None] | None = None,
     ) -> None:
         self._on_ready = on_ready
+        self._failure: BaseException | None = None
         self._service: Service = app.state.service
         self._service.on_change = self._changed
         self._socket = _listen(host, port)
@@ -93,8 +94,8 @@ class Server(uvicorn.Server):
         """
         with self._replayed_signals():
             super().run(sockets or [self._socket])
-        if self._service.engine.error is not None:
-            raise self._service.engine.error
+        if self._failure is not None:
+            raise self._failure
 
     def stop(self) -> None:
         """Shuts down as SIGTERM does; callable from any thread."""
@@ -126,11 +127,16 @@ class Server(uvicorn.Server):
         """The model was loaded, or never will be."""
         engine = self._service.engine
         if engine.state == "failed":
+            self._failure = engine.error
             self.stop()
         elif engine.served is not None:
             logger.info("serving %s on %s", engine.served.name, self.url)
-            if self._on_ready is not None:
-                self._on_ready(self.url)
+            try:
+                if self._on_ready is not None:
+                    self._on_ready(self.url)
+            except Exception as error:  # nobody is there to be told
+                self._failure = error
+                self.stop()
 
     @contextmanager
     def _replayed_signals(self) -> Iterator[None]:

@@ -24,7 +24,6 @@ from sparseinfer.serve.metrics import Metrics
 from sparseinfer.serve.schema import GenerationRequest, RequestType, parse_request
 from sparseinfer.serve.served import Served
 from sparseinfer.serve.streaming import EventStream, answer_events
-from sparseinfer.serve.text import Piece, joined
 from sparseinfer.serve.watch import RequestWatch
 from sparseinfer.serve.work import Work
 
@@ -69,6 +68,8 @@ class Service:
         self._created = int(time.time())
         # Parsing and tokenising a large prompt takes a while: not on the event loop.
         self._text_threads = ThreadPoolExecutor(2, thread_name_prefix="sparseinfer-text")
+        # Texts that are only to be tokenised may be any size: they wait for each other alone.
+        self._token_thread = ThreadPoolExecutor(1, thread_name_prefix="sparseinfer-tokens")
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -79,7 +80,8 @@ class Service:
         finally:
             watch.cancel()
             await asyncio.to_thread(self.engine.close, self.limits.drain_seconds)
-            self._text_threads.shutdown(wait=False, cancel_futures=True)
+            for threads in (self._text_threads, self._token_thread):
+                threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def health(self) -> Health:
@@ -117,8 +119,20 @@ class Service:
             "max_model_len": served.context,
         }
 
-    async def prepare(
-        self, http: Request, kind: type[RequestType], use: Callable[[RequestType, Served], _Result]
+    async def tokens(
+        self, http: Request, kind: type[RequestType], use: Callable[[RequestType, Served], Any]
+    ) -> Response:
+        """Answers a request that needs the tokenizer alone."""
+        with self.gate.request():
+            _, body = await self._prepare(http, kind, use, self._token_thread)
+        return JSONResponse(body)
+
+    async def _prepare(
+        self,
+        http: Request,
+        kind: type[RequestType],
+        use: Callable[[RequestType, Served], _Result],
+        threads: ThreadPoolExecutor,
     ) -> tuple[RequestType, _Result]:
         """Reads and checks a body, then makes something of it; all but reading off the loop."""
         served = self.served  # a body is not even read before there is a model
@@ -129,10 +143,7 @@ class Service:
             check_name(request.model, served)
             return request, use(request, served)
 
-        return await self._off_loop(parsed)
-
-    async def _off_loop(self, call: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._text_threads, call)
+        return await asyncio.get_running_loop().run_in_executor(threads, parsed)
 
     async def generate(self, http: Request, route: Route[Generating]) -> Response:
         """Answers one generating request."""
@@ -140,14 +151,18 @@ class Service:
         with ExitStack() as stack:
             stack.enter_context(self.gate.request())
             stack.enter_context(self.metrics.in_hand.track_inprogress())
-            request, work = await self.prepare(
-                http, route.request, lambda it, served: route.work(it, served, self.limits)
+            request, work = await self._prepare(
+                http,
+                route.request,
+                lambda it, served: route.work(it, served, self.limits),
+                self._text_threads,
             )
             stack.enter_context(self.gate.sequences_of(len(work.tasks)))
             answer = route.answer(request, served)
             job = stack.enter_context(self.engine.job(work, watch, at_once=self.gate.slots))
             stack.callback(watch.close, job, served)
-            limit = asyncio.get_running_loop().call_later(
+            loop = asyncio.get_running_loop()
+            limit = loop.call_later(
                 self.limits.request_seconds, job.fail, timed_out(self.limits.request_seconds)
             )
             stack.callback(limit.cancel)
@@ -156,8 +171,9 @@ class Service:
                 if not request.stream:
                     choices = await _choices(job)
                     # Thousands of log-probabilities take a while to write down.
-                    return await self._off_loop(
-                        lambda: JSONResponse(answer.whole(choices, Usage.of(job)))
+                    return await loop.run_in_executor(
+                        self._text_threads,
+                        lambda: JSONResponse(answer.whole(choices, Usage.of(job))),
                     )
             # From here on the response holds the places and the job.
             return EventStream(answer_events(job, answer), on_close=stack.pop_all().close)
@@ -180,18 +196,16 @@ class Service:
 
 async def _choices(job: Job) -> list[Choice]:
     """The answers to show, once all are made."""
-    pieces: dict[int, list[Piece]] = {candidate.number: [] for candidate in job.candidates}
-    async for candidate, piece in job.updates():
-        pieces[candidate.number].append(piece)
+    answers = await job.whole()
     shown: list[Choice] = []
-    for start in range(0, len(job.candidates), job.work.candidates):
-        group = job.candidates[start : start + job.work.candidates]
+    for start in range(0, len(answers), job.work.candidates):
+        group = answers[start : start + job.work.candidates]
         if job.work.choices < len(group):
             # Stable: of answers that are as likely the earlier one is shown.
-            group = sorted(group, key=lambda one: -one.mean_logprob)[: job.work.choices]
-        for candidate in group:
+            group = sorted(group, key=lambda pair: -pair[0].mean_logprob)[: job.work.choices]
+        for candidate, content in group:
             assert candidate.end is not None
-            shown.append(Choice(joined(pieces[candidate.number]), candidate.end))
+            shown.append(Choice(content, candidate.end))
     return shown
 
 

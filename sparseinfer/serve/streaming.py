@@ -21,11 +21,11 @@ async def answer_events(job: Job, answer: Answer) -> AsyncIterator[bytes]:
     for chunk in answer.opening(len(job.candidates)):
         yield event(chunk)
     try:
-        async for candidate, piece in job.updates():
+        async for candidate, piece, end in job.updates():
             if piece:
                 yield event(answer.piece(candidate.number, piece))
-            if candidate.end is not None:
-                yield event(answer.closing(candidate.number, candidate.end))
+            if end is not None:
+                yield event(answer.closing(candidate.number, end))
     except ApiError as error:
         yield event(error.body())
         return

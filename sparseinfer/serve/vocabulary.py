@@ -53,6 +53,11 @@ class Vocabulary:
             self._tokens = LLTokenizer(serialized, n_vocab=max(size, known), eos_token=ends)
 
     @property
+    def longest(self) -> int:
+        """Characters of the longest token: no token stands for more of a text."""
+        return max(map(len, self._names.values()), default=1)
+
+    @property
     def is_known(self) -> bool:
         """Whether the bytes of tokens are known: false for a tokenizer that is not a "fast" one."""
         return self._tokens is not None

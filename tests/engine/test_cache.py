@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sparseinfer import arch
 from sparseinfer.config import ModelConfig
-from sparseinfer.engine.cache import KVCache
+from sparseinfer.engine.cache import KVCache, kv_bytes
 from sparseinfer.engine.prefill import rms_norm
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.attention.reference import rotate
@@ -28,6 +28,17 @@ def config_with(context: int) -> ModelConfig:
         "max_position_embeddings": context,
     }
     return arch.model_config(raw, "test")
+
+
+def filled(length: int, seed: int) -> KVCache:
+    """A cache of so many random positions."""
+    cache = KVCache(config_with(1000), torch.float32)
+    cache.reserve(length)
+    generator = torch.Generator().manual_seed(seed)
+    for part in (cache.keys, cache.values):
+        part.copy_(torch.randn(part.shape, generator=generator))
+    cache.advance(length)
+    return cache
 
 
 @settings(max_examples=40, deadline=None)
@@ -80,6 +91,40 @@ def test_room_that_is_there_is_not_reserved_again():
         cache.reserve(1)
         cache.advance(1)
     assert cache.keys.data_ptr() == memory
+
+
+def test_a_cache_that_is_cut_short_goes_on_from_there():
+    cache = filled(300, seed=1)
+    kept = cache.keys[:, :, :100].clone()
+    memory = cache.keys.data_ptr()
+    cache.truncate(100)
+    assert cache.length == 100
+    cache.reserve(150)
+    assert cache.keys.data_ptr() == memory
+    assert torch.equal(cache.keys[:, :, :100], kept)
+
+
+@pytest.mark.parametrize(("have", "want"), [(0, 100), (16, 300), (299, 300), (50, 50)])
+def test_positions_of_another_cache_are_copied(have, want):
+    source, cache = filled(400, seed=1), filled(have, seed=2)
+    before = cache.keys[:, :, :have].clone()
+    cache.extend_from(source, want)
+    assert cache.length == want
+    assert torch.equal(cache.keys[:, :, :have], before)
+    for part in ("keys", "values"):
+        found, given = getattr(cache, part), getattr(source, part)
+        assert torch.equal(found[:, :, have:want], given[:, :, have:want])
+    source.keys.zero_()
+    assert bool(cache.keys[:, :, have:want].all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_those_of_a_full_cache(dtype):
+    config = config_with(700)
+    cache = KVCache(config, dtype)
+    cache.reserve(700)
+    assert kv_bytes(config, dtype, 700) == cache.keys.nbytes + cache.values.nbytes
+    assert kv_bytes(config, dtype, 7) * 100 == kv_bytes(config, dtype, 700)
 
 
 def test_rotation_turns_pairs_by_the_position_times_their_frequency():

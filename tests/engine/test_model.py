@@ -241,6 +241,20 @@ def test_score_is_the_log_probability_of_each_next_token(tiny, make_model, monke
     torch.testing.assert_close(found, gathered, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("native", [True, False])
+def test_the_last_logits_have_the_same_bits_with_and_without_those_before(
+    make_model, monkeypatch, weights, native
+):
+    if not native:
+        monkeypatch.setattr("sparseinfer.engine.runner.native_missing", lambda: "not built")
+    model = load(make_model(), weights=weights, threads=1)
+    for tokens in (1, 8, 9, 40):
+        cache = model.passes().runner.new_cache()
+        last = model.passes().last_logits(torch.tensor(IDS[:tokens]), cache)
+        assert torch.equal(model.logits(IDS[:tokens])[-1], last), tokens
+
+
 def test_one_token_has_logits_and_no_score(tiny):
     assert tiny.logits([5]).shape == (1, 300)
     assert tiny.score([5]).shape == (0,)

@@ -32,7 +32,7 @@ def test_counts_are_those_of_four_greedy_continuations(sparse):
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 70])
 def test_short_texts_do(dense, length):
     model = load(dense, threads=1)
-    generate_for_counts(model, [5] * length)
+    generate_for_counts(model, list(range(5, 5 + length)))
     assert model.sparsity("prefill").tokens == min(4, length) * max(1, length // 4)
     assert model.sparsity("decode").tokens == min(4, length) * 63
 

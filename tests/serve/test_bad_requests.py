@@ -135,3 +135,18 @@ def test_slow_body():
                 check_error(answer, 408)
         assert server.is_healthy()
         assert server.taken == 0
+
+
+def test_texts_that_cannot_fit_are_refused_unread(echo_server, monkeypatch):
+    # 512 tokens of at most 12 characters each.
+    tokenizer = echo_server.service.served.tokenizer
+    for text in ("x" * 6145, "x" * 3_000_000):
+        with monkeypatch.context() as patched:
+            patched.setattr(tokenizer, "encode", None)
+            patched.setattr(tokenizer, "encode_chat", None)
+            for answer in (echo_server.complete(text), echo_server.chat(text)):
+                error = check_error(answer, 400)
+                assert error["code"] == "context_length_exceeded"
+                assert str(len(text)) in error["message"]
+                assert "512" in error["message"]
+    check_error(echo_server.complete("x" * 6144), 400)

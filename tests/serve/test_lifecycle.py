@@ -11,6 +11,7 @@ import pytest
 
 from sparseinfer.errors import CheckpointError, NumericalError
 from sparseinfer.serve import Limits, Server, create_app
+from sparseinfer.serve.errors import shutting_down
 
 from .conftest import check_error, eventually, running, serving
 from .scripted import ScriptedScheduler, endless, scripted
@@ -125,6 +126,14 @@ def test_what_does_not_finish_in_time_ends_with_an_error(stream):
         scheduler.permits.release(300)
     assert '"code":"shutting_down"' in answer.text.replace(" ", "")
     assert answer.status_code == (200 if stream else 503)
+
+
+def test_a_request_that_was_still_being_read_at_the_deadline_ends_too():
+    with running(ScriptedScheduler()) as server:
+        server.service.engine.fail_all(shutting_down())
+        for stream in (True, False):
+            error = check_error(server.complete("x", stream=stream), 503)
+            assert error["code"] == "shutting_down"
 
 
 def test_an_answer_has_a_deadline():

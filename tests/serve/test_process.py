@@ -76,6 +76,15 @@ def test_url_is_told_when_ready():
     assert seen == [f"http://127.0.0.1:{server.port}"]
 
 
+def test_a_server_whose_url_nobody_takes_ends():
+    def closed(_url):
+        raise BrokenPipeError
+
+    server = Server(create_app(lambda: scripted(ScriptedScheduler())), port=0, on_ready=closed)
+    with pytest.raises(BrokenPipeError):
+        server.run()
+
+
 @pytest.mark.parametrize(
     ("host", "port"),
     [

@@ -112,6 +112,11 @@ def test_pieces_do_not_matter_and_nothing_is_lost(parts, cuts):
             assert shown == text
 
 
+def test_arguments_that_are_no_text_are_written_so_that_they_are():
+    text = tagged('{"name": "f", "arguments": {"a": "\\ud800"}}')
+    assert read(TaggedReader, [text]) == ("", [ToolCall("f", '{"a": "\\ud800"}')])
+
+
 def test_formats_by_template():
     assert format_of("x <tool_call> y") is HERMES
     assert format_of("[TOOL_CALLS] [") is MISTRAL

@@ -91,11 +91,11 @@ export class AnswerView {
     this.#notice.querySelector(".retry")?.remove();
   }
 
-  /** Marks what is not as in another answer. */
+  /** Marks what is not as in another answer, unless that is all of it. */
   markDifference(other) {
     const text = this.text;
     const common = commonLength(text, other);
-    if (common === text.length) return;
+    if (common === 0 || common === text.length) return;
     this.#text.data = text.slice(0, common);
     this.#body.append(element("mark", "", text.slice(common)));
   }

@@ -58,6 +58,7 @@ export class Chat {
     this.#turns.push(turn);
     this.#list.append(turn.root);
     this.#follow.pin();
+    this.#follow.grown(turn.root);
     return this.#run(turn, messages);
   }
 
@@ -83,8 +84,8 @@ export class Chat {
   async #run(turn, messages) {
     const abort = new AbortController();
     this.#abort = abort;
-    this.#listener.onRunning(true);
     turn.clear();
+    this.#listener.onRunning(true);
     try {
       for (const side of turn.sides) {
         if (!(await this.#answer(turn, side, messages, abort.signal))) return turn.end();
@@ -92,6 +93,7 @@ export class Chat {
       if (turn.sides.length > 1) {
         this.#listener.onCompared(turn.compare());
         this.#announcer.say(turn.verdict);
+        this.#follow.grown(turn.root);
       }
     } finally {
       // After `forget` another may run already.
@@ -99,7 +101,6 @@ export class Chat {
         this.#abort = null;
         this.#listener.onRunning(false);
       }
-      this.#follow.grown();
     }
   }
 
@@ -116,7 +117,7 @@ export class Chat {
       const end = await streamAnswer(this.#server, request, signal, (text, pace) => {
         if (view.append(text, pace)) this.#listener.onRate(side, pace.rate());
         this.#announcer.text(text);
-        this.#follow.grown();
+        this.#follow.grown(view.root);
       });
       turn.finish(side, end);
       this.#announcer.end(end.finish === "length" ? "Answer cut at max tokens." : "");
@@ -134,6 +135,7 @@ export class Chat {
       }
       return false;
     } finally {
+      this.#follow.grown(view.root);
       this.#listener.onSideEnd();
     }
   }

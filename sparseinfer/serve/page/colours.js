@@ -4,6 +4,9 @@ const STOPS = 5;
 const LEVELS = 64;
 const STEP = 0.05;
 const LEAST_SPAN = 0.1;
+const OUTLIERS = 0.02;
+/** 0.35 / 0.05 is a little more or less than 7. */
+const ROUNDING = 1e-5;
 /** At least this share of neurons active: a dense step, which would hide all that differs below. */
 const DENSE = 0.999;
 
@@ -28,23 +31,25 @@ export function level(fraction, { low, high }) {
 }
 
 /**
- * The range that shows differences best, in steps of 5%.
+ * The range that shows differences best, in steps of 5%; a few cells may lie outside.
  *
- * @param {Iterable<ArrayLike<number>>} columns
+ * @param {ArrayLike<number>[]} columns
  */
 export function fitted(columns) {
-  let [low, high] = [1, 0];
-  for (const column of columns) {
-    for (const fraction of column) {
-      if (fraction >= DENSE) continue;
-      low = Math.min(low, fraction);
-      high = Math.max(high, fraction);
-    }
-  }
-  if (low > high) return FULL;
-  low = Math.floor(low / STEP) * STEP;
-  high = Math.max(Math.ceil(high / STEP) * STEP, low + LEAST_SPAN);
+  const all = Float32Array.from(columns.flatMap((column) => [...column]))
+    .filter((fraction) => fraction < DENSE)
+    .sort();
+  if (all.length === 0) return FULL;
+  const at = (share) => all[Math.round(share * (all.length - 1))];
+  const low = Math.floor(at(OUTLIERS) / STEP + ROUNDING) * STEP;
+  const high = Math.max(Math.ceil(at(1 - OUTLIERS) / STEP - ROUNDING) * STEP, low + LEAST_SPAN);
   return high > 1 ? { low: 1 - LEAST_SPAN, high: 1 } : { low, high };
+}
+
+/** Whether any fraction lies below, and whether any lies above. */
+export function outside(columns, { low, high }) {
+  const any = (test) => columns.some((column) => Array.prototype.some.call(column, test));
+  return { below: any((f) => f < low - ROUNDING), above: any((f) => f > high + ROUNDING) };
 }
 
 export const FULL = { low: 0, high: 1 };

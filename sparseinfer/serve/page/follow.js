@@ -1,50 +1,61 @@
-/** Keeps the end of a growing text in view, unless the reader has scrolled away from it. */
+/** Keeps the end of what grows in view, unless the reader has scrolled away from it. */
 
 const NEAR_PX = 48;
+const BELOW_PX = 24;
 
 export class Follow {
   #box;
+  #target = null;
   #pinned = true;
   #due = false;
-  #top = 0;
+  #set = 0;
 
   /** @param {HTMLElement} box scrolls, except on very low screens, where the whole page does */
   constructor(box) {
     this.#box = box;
     const moved = () => {
       const { scrollTop } = this.#scroller();
-      // Downwards the page moves by itself too, and by then the text may have grown on.
-      if (scrollTop < this.#top || this.#left() < NEAR_PX) this.#pinned = this.#left() < NEAR_PX;
-      this.#top = scrollTop;
+      const byItself = Math.abs(scrollTop - this.#set) < 2;
+      if (!byItself) this.#pinned = Math.abs(scrollTop - this.#wanted()) < NEAR_PX;
     };
     box.addEventListener("scroll", moved, { passive: true });
     document.addEventListener("scroll", moved, { passive: true });
-    new ResizeObserver(() => this.grown()).observe(box);
+    new ResizeObserver(() => this.#move()).observe(box);
   }
 
-  /** Something was added. */
-  grown() {
-    if (!this.#pinned || this.#due) return;
-    this.#due = true;
-    requestAnimationFrame(() => {
-      this.#due = false;
-      this.#scroller().scrollTop = this.#scroller().scrollHeight;
-    });
+  /** @param {HTMLElement} target has grown; its lower edge is what to see */
+  grown(target) {
+    this.#target = target;
+    this.#move();
   }
 
   /** The reader asked something, and wants to see what comes. */
   pin() {
     this.#pinned = true;
-    this.grown();
+  }
+
+  #move() {
+    if (!this.#pinned || this.#due) return;
+    this.#due = true;
+    requestAnimationFrame(() => {
+      this.#due = false;
+      const scroller = this.#scroller();
+      scroller.scrollTop = this.#wanted();
+      this.#set = scroller.scrollTop;
+    });
+  }
+
+  #wanted() {
+    const { scrollTop, scrollHeight, clientHeight } = this.#scroller();
+    const most = scrollHeight - clientHeight;
+    if (!this.#target?.isConnected) return most;
+    const top = this.#scroller() === this.#box ? this.#box.getBoundingClientRect().top : 0;
+    const below = this.#target.getBoundingClientRect().bottom - top + BELOW_PX - clientHeight;
+    return Math.min(Math.max(scrollTop + below, 0), most);
   }
 
   #scroller() {
     const scrolls = getComputedStyle(this.#box).overflowY !== "visible";
     return scrolls ? this.#box : document.scrollingElement;
-  }
-
-  #left() {
-    const { scrollHeight, scrollTop, clientHeight } = this.#scroller();
-    return scrollHeight - scrollTop - clientHeight;
   }
 }

@@ -1,7 +1,7 @@
 /** The panel that shows the model at work: active neurons, bytes, tokens per second. */
 
 import { Bars } from "./bars.js";
-import { FULL, fitted, ramp } from "./colours.js";
+import { FULL, fitted, outside, ramp } from "./colours.js";
 import { byId } from "./elements.js";
 import { Heatmap } from "./heatmap.js";
 import { LayerTable } from "./layer_table.js";
@@ -20,7 +20,6 @@ export class Inside {
   #bytes = new Bars(byId("bytes-bars"), numbers.bytes);
   #speed = new Bars(byId("speed-bars"), numbers.rate);
   #full = byId("scale-full");
-  #range = FULL;
   #putInWords = throttle(WORDS_EVERY_MS, () => this.#words());
   #due = false;
 
@@ -54,7 +53,10 @@ export class Inside {
    * @param {boolean} live whether it is of this moment: a column of the picture
    */
   report(report, live) {
+    const { bytes_per_token: known } = this.#info;
     Object.assign(this.#info, report);
+    // Of a quarter of a second they jump about; the server has the figure of a few hundred tokens.
+    if (live && known) this.#info.bytes_per_token = known;
     const fractions = this.#info.active_fraction;
     const layers = this.#info.layers ?? fractions?.length ?? 0;
     this.#heatmap.layers = layers;
@@ -109,8 +111,11 @@ export class Inside {
     this.#bytes.set("sparse", read);
     byId("bytes-now").textContent = numbers.bytes(read);
     if (!dense) return;
+    const saved = 1 - read / dense;
     byId("bytes-note").textContent =
-      `${numbers.percent(1 - read / dense)} of the weight bytes of a dense step stay unread.`;
+      saved >= 0
+        ? `${numbers.percent(saved)} of the weight bytes of a dense step stay unread.`
+        : `${numbers.percent(-saved)} more than a dense step reads.`;
   }
 
   #draw() {
@@ -121,10 +126,11 @@ export class Inside {
       const style = getComputedStyle(document.documentElement);
       const colour = (name) => style.getPropertyValue(name).trim();
       const reports = this.#heatmap.reports.map((column) => column.values);
-      this.#range = this.#full.checked ? FULL : fitted(reports.length > 0 ? reports : [this.#now]);
-      byId("scale-low").textContent = numbers.percent(this.#range.low);
-      byId("scale-high").textContent = numbers.percent(this.#range.high);
-      this.#heatmap.draw(ramp(), colour("--cell"), this.#range);
+      const range = this.#full.checked ? FULL : fitted(reports.length > 0 ? reports : [this.#now]);
+      const { below, above } = outside(reports, range);
+      byId("scale-low").textContent = `${below ? "≤" : ""}${numbers.percent(range.low)}`;
+      byId("scale-high").textContent = `${above ? "≥" : ""}${numbers.percent(range.high)}`;
+      this.#heatmap.draw(ramp(), colour("--cell"), range);
       const colours = { bar: colour("--sparse"), empty: colour("--cell"), mark: colour("--ink") };
       const { calibrated = null, layers = 0 } = this.#info;
       this.#profile.draw(this.#now, calibrated, layers, colours);
@@ -150,12 +156,10 @@ export class Inside {
   }
 
   #explain() {
-    const reports = this.#heatmap.reports;
-    const seconds = reports.length > 1 ? span(reports) / (reports.length - 1) : null;
-    byId("readout").textContent =
-      seconds === null
-        ? "Point at a cell to read it"
-        : `${seconds.toFixed(2)} s a column; point to read a cell`;
+    const seconds = usualStep(this.#heatmap.reports.map((column) => column.at)) / 1000;
+    byId("readout").textContent = Number.isNaN(seconds)
+      ? "Point at a cell to read it"
+      : `${seconds.toFixed(2)} s a column; point to read a cell`;
   }
 
   #point(event) {
@@ -178,9 +182,8 @@ function mean(values) {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
-/** Seconds from the first report to the last; pauses would count, so the last stretch stands for all. */
-function span(columns) {
-  const recent = columns.slice(-8);
-  const seconds = (recent.at(-1).at - recent[0].at) / 1000;
-  return (seconds / (recent.length - 1)) * (columns.length - 1);
+/** The median of the steps between moments, which pauses do not change; NaN where there is none. */
+function usualStep(moments) {
+  const steps = moments.slice(1).map((moment, i) => moment - moments[i]);
+  return steps.sort((one, other) => one - other)[steps.length >> 1] ?? NaN;
 }

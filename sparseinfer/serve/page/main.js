@@ -28,11 +28,14 @@ const settings = new Settings(
 );
 const status = new Status(server, { text: byId("status"), key: byId("give-key") });
 const follow = new Follow(byId("talk"));
+const onPhone = () => matchMedia("(pointer: coarse)").matches;
 const chat = new Chat(server, byId("turns"), new Announcer(byId("announcer")), follow, {
   onRunning(running) {
     status.answering = running;
     send.textContent = running ? "Stop" : "Send";
     send.classList.toggle("stop", running);
+    // "Try again" is gone once it was pressed.
+    if (running && document.activeElement === document.body) send.focus();
   },
   onRate: (side, rate) => inside.setRate(side, rate),
   onSide: () => live.nudge(),
@@ -76,6 +79,11 @@ function ask(question) {
   return true;
 }
 
+function focusPrompt() {
+  // On a phone this would bring up the keyboard, and hide half of the page.
+  if (!onPhone()) prompt.focus();
+}
+
 function grow() {
   prompt.style.height = "auto";
   prompt.style.height = `${Math.min(prompt.scrollHeight, MOST_PROMPT_PX)}px`;
@@ -88,15 +96,14 @@ byId("composer").addEventListener("submit", (event) => {
   } else if (ask(prompt.value)) {
     prompt.value = "";
     grow();
-    prompt.focus();
+    focusPrompt();
   }
 });
 
 prompt.addEventListener("input", grow);
 prompt.addEventListener("keydown", (event) => {
   // On a phone the key makes a new line: there is a button to send.
-  const sends = event.key === "Enter" && !event.shiftKey && !event.isComposing;
-  if (!sends || matchMedia("(pointer: coarse)").matches) return;
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || onPhone()) return;
   event.preventDefault();
   if (!chat.running) byId("composer").requestSubmit();
 });
@@ -109,14 +116,14 @@ document.addEventListener("keydown", (event) => {
 
 byId("examples").addEventListener("click", (event) => {
   const chosen = event.target.closest("button");
-  if (chosen && ask(chosen.textContent)) prompt.focus();
+  if (chosen && ask(chosen.textContent)) focusPrompt();
 });
 
 byId("new-chat").addEventListener("click", () => {
   chat.forget();
   byId("welcome").hidden = false;
   byId("new-chat").disabled = true;
-  prompt.focus();
+  focusPrompt();
 });
 
 byId("expand").addEventListener("click", (event) => {
@@ -132,4 +139,4 @@ status.whenReady((model) => {
   live.nudge();
 });
 status.connect().then(() => live.run());
-if (matchMedia("(pointer: fine)").matches) prompt.focus();
+focusPrompt();

@@ -32,6 +32,9 @@ export function toServerError(status, error, retrySeconds = null) {
   if (status >= 500) {
     return new ServerError("failed", `The server failed on this request: ${said}`, details);
   }
+  if (error?.param === "sparsity") {
+    return new ServerError("refused", `Sparsity cannot be switched off here. ${said}`, details);
+  }
   return new ServerError("refused", `The server refused this request: ${said}`, details);
 }
 

@@ -54,4 +54,7 @@ def as_call(value: Any, arguments_key: str, names: Collection[str]) -> ToolCall 
         arguments = inner[0] if inner is not None and len(inner) == 1 else None
     if not isinstance(arguments, dict):
         return None
-    return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
+    text = json.dumps(arguments, ensure_ascii=False)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # no text: only JSON can write it
+        text = json.dumps(arguments)
+    return ToolCall(value["name"], text)

@@ -31,8 +31,11 @@ import sparseinfer.serve
 
 PAGE = Path(sparseinfer.serve.__file__).with_name("page")
 
-POLICY = "default-src 'self'; require-trusted-types-for 'script'"
-"""As strict as the real server's, and stricter: what would parse HTML from a string fails."""
+POLICY = (
+    "default-src 'self'; require-trusted-types-for 'script'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+"""As strict as the real server's: also what would parse HTML from a string fails."""
 
 Json = dict[str, Any]
 

@@ -176,6 +176,7 @@ def test_nothing_is_wider_than_a_phone(visit: Visit, screen):
 )
 def test_nothing_jumps_while_text_streams(visit: Visit, screen):
     visit.open()
+    expect(visit.page.locator("#model-shape")).not_to_be_empty()
     visit.compare()
     visit.stage.scripts.extend([Script([f"word{i} " for i in range(150)], pause=0.002)] * 2)
     visit.page.evaluate(WATCH_SHIFTS)

@@ -67,8 +67,24 @@ def test_the_conversation_goes_on_with_the_sparse_answer(visit: Visit):
     visit.compare()
     visit.ask("Hi")
     expect(visit.page.locator(".verdict")).to_contain_text("differ from the first word on")
+    assert visit.page.locator("mark").count() == 0
     visit.ask("And?")
     assert visit.stage.requests[2]["messages"][1]["content"] == "sparse says"
+
+
+def test_the_side_that_runs_is_the_one_to_be_seen(visit: Visit):
+    visit.stage.permits = threading.Semaphore(103)
+    visit.stage.scripts.extend([Script(["long\n"] * 100), Script(["short"] * 4)])
+    visit.open()
+    visit.compare()
+    visit.send("Hi")
+    sparse, dense = visit.answers.first, visit.answers.last
+    expect(dense).to_have_text("short" * 3)
+    expect(dense).to_be_in_viewport()
+    visit.stage.permits.release()
+    expect(visit.page.locator(".verdict")).to_be_in_viewport()
+    expect(sparse).to_be_in_viewport()
+    expect(dense).not_to_be_in_viewport()
 
 
 def test_stop_ends_both(visit: Visit):
@@ -91,7 +107,9 @@ def test_a_model_whose_sparsity_cannot_be_switched_off(visit: Visit):
     visit.compare()
     visit.ask("Hi")
     expect(visit.answers.first).to_have_text("Hello there.")
-    expect(visit.page.locator(".notice").last).to_contain_text(reason)
+    expect(visit.page.locator(".notice").last).to_have_text(
+        f"Sparsity cannot be switched off here. {reason}."
+    )
     expect(visit.page.get_by_role("switch")).to_be_disabled()
     expect(visit.page.locator("#compare-note")).to_contain_text("cannot be switched off")
     visit.ask("Hi")

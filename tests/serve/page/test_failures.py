@@ -47,6 +47,7 @@ def test_trouble_is_said_in_words_and_a_second_try_works(visit: Visit, notice, s
     expect(visit.answers).to_have_text("Hello there.")
     expect(notice).to_be_empty()
     assert visit.stage.requests[0] == visit.stage.requests[1]
+    expect(visit.button("Send")).to_be_focused()
 
 
 def test_a_refusal_for_good_offers_no_second_try(visit: Visit, notice):

@@ -60,6 +60,10 @@ def test_the_scale_fits_what_differs_and_says_so(visit: Visit):
     visit.report([0.42, 0.44, 0.46, 0.53])
     expect(visit.page.locator("#scale-low")).to_have_text("40%")
     expect(visit.page.locator("#scale-high")).to_have_text("55%")
+    # One cell that stands out does not take the colours of all others, but is not hidden either.
+    visit.report(*[[0.42, 0.44, 0.46, 0.53]] * 30, [0.42, 0.44, 0.46, 0.9])
+    expect(visit.page.locator("#scale-low")).to_have_text("40%")
+    expect(visit.page.locator("#scale-high")).to_have_text("≥55%")
     visit.page.get_by_label("Full scale").check()
     expect(visit.page.locator("#scale-low")).to_have_text("0%")
     expect(visit.page.locator("#scale-high")).to_have_text("100%")
@@ -122,6 +126,10 @@ def test_bytes_of_sparse_and_of_dense(visit: Visit):
     visit.stage.sparsity = sparsity_info(bytes_per_token=120_000_000)
     visit.ask("Hi")
     expect(visit.page.locator("#bytes-now")).to_have_text("120 MB")
+    # A sketch is read too, and where few neurons rest it costs more than it saves.
+    visit.stage.sparsity = sparsity_info(bytes_per_token=296_000_000)
+    visit.ask("Hi")
+    expect(visit.page.locator("#bytes-note")).to_have_text("10% more than a dense step reads.")
     expect(visit.page.locator("#model-shape")).to_have_text("chess · 4 layers × 1,536 neurons")
 
 

@@ -1,0 +1,26 @@
+"""A tiny converted model, computed in chunks small enough to be crossed often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sparseinfer.engine import Model, load
+
+CHUNK = 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks() -> Iterator[None]:
+    """Of `generate` and of schedulers alike."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("sparseinfer.engine.passes.CHUNK_TOKENS", CHUNK)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def cats(converted) -> Model:
+    """About half of the neurons rest."""
+    return load(converted("cats"), weights="bf16", threads=1)
