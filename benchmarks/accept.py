@@ -51,6 +51,8 @@ from acceptance.predictors import (
     sketch_speed,
     training_time,
 )
+from acceptance.server_fuzz import server_fuzz
+from acceptance.server_soak import server_soak
 from acceptance.speed import speed
 from acceptance.tasks import tasks
 
@@ -83,6 +85,8 @@ CHECKS: dict[str, Callable[[Path], list[Figure]]] = {
     "warm-start": warm_start,
     "training-throughput": throughput,
     "sanitizers": sanitizers,
+    "server-fuzz": server_fuzz,
+    "server-soak": server_soak,
 }
 SPEED = "speed"
 

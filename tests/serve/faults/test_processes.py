@@ -37,16 +37,19 @@ def test_sigterm_in_the_middle_of_streams(acceptance, make_model):
 
 
 def test_a_second_server_on_the_same_port(target):
-    done = subprocess.run(
-        [sys.executable, "-m", "sparseinfer", "serve", "--port", str(target.port)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = _serve("--port", str(target.port))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert f"cannot listen on 127.0.0.1:{target.port}" in done.stderr
+
+
+def test_a_model_that_does_not_load(tmp_path):
+    done = _serve("--port", "0", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    *notes, error = done.stderr.splitlines()
+    assert error.startswith(f"error: {tmp_path}")
+    # Whether it got as far as that is a matter of time.
+    assert all(note.startswith("listening on http://127.0.0.1:") for note in notes)
 
 
 @pytest.fixture
@@ -56,6 +59,7 @@ def refusal(monkeypatch, capfd):
     def run(*options: object) -> str:
         given = ["sparseinfer", "serve", "--port", "0", *map(str, options)]
         monkeypatch.setattr("sys.argv", given)
+        capfd.readouterr()
         assert cli_app._run() == 2
         output, errors = capfd.readouterr()
         assert output == ""
@@ -98,3 +102,13 @@ def test_models_that_cannot_be_read(refusal, make_model, tmp_path, name, content
     else:
         (model / name).write_bytes(content)
     assert str(model) in refusal(model)
+
+
+def _serve(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sparseinfer", "serve", *options],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
