@@ -249,6 +249,15 @@ def test_the_three_sparsities_of_counted_inputs_by_hand():
     assert found.bytes_per_token_read == found.bytes_per_token_dense - skipped
 
 
+def test_counts_since_earlier_ones():
+    before = SparsityCounts(2, (3, 4), (1, 2), {"q": (5, 6)}, (7, 8))
+    since = SparsityCounts(10, (20, 30), (5, 6), {"q": (1, 2)}, (3, 4))
+    assert before + since - before == since
+    assert (since - since).tokens == 0
+    with pytest.raises(ValueError, match="do not add up"):
+        _ = before - SparsityCounts(2, (3, 4), (1, 2))
+
+
 def test_counted_inputs_add_by_projection():
     one = SparsityCounts(3, (1,), (1,), {"q": (2,), "o": (3,)})
     assert one + one == SparsityCounts(6, (2,), (2,), {"q": (4,), "o": (6,)})

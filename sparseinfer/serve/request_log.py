@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 from starlette.types import Scope
@@ -77,6 +78,7 @@ def write(scope: Scope, status: int | None) -> None:
     if not logger.isEnabledFor(level):
         return
     line: dict[str, Any] = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         "event": "request",
         "id": record.id,
         "method": record.method,

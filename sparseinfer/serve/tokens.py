@@ -64,5 +64,4 @@ def tokenizer_info(served: Served) -> Json:
         "chat_template": served.tokenizer.chat_template(),
         "model_max_length": served.context,
         "vocab_size": served.vocab_size,
-        "sha256": served.tokenizer.sha256,
     }

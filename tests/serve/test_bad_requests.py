@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 
 import httpx
@@ -150,3 +151,30 @@ def test_texts_that_cannot_fit_are_refused_unread(echo_server, monkeypatch):
                 assert str(len(text)) in error["message"]
                 assert "512" in error["message"]
     check_error(echo_server.complete("x" * 6144), 400)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Content-Length: " + b"9" * 5000,
+        b"Content-Length: 99999999999999999999",
+        b"Content-Length: -1",
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Transfer-Encoding: gzip",
+        b"X: " + b"a" * 100_000,
+        b"X" * 10_000 + b": a",
+        b"\xff: \xff",
+        b" folded: x",
+        b"Expect: 100-continue\r\nContent-Length: 999999999",
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 2",
+    ],
+    ids=lambda headers: headers[:30].decode("latin-1"),
+)
+def test_bad_headers(echo_server, headers):
+    with socket.create_connection(("127.0.0.1", echo_server.port), timeout=10) as client:
+        beginning = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        kind = b"Content-Type: application/json\r\n"
+        client.sendall(beginning + kind + headers + b"\r\n\r\n{}")
+        status = int(client.recv(65536).split(b" ")[1])
+    assert 400 <= status < 500
+    assert echo_server.is_healthy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from datetime import datetime
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -36,6 +37,7 @@ def test_one_line_for_each_request(echo_server, lines):
     eventually(lambda: len(lines()) == 1)
     line = lines()[0]
     assert line.pop("seconds") >= line.pop("first_token_seconds") > 0
+    assert datetime.fromisoformat(line.pop("time")).tzinfo is not None
     assert line == {
         "event": "request",
         "id": "mine",
