@@ -51,6 +51,8 @@ from acceptance.predictors import (
     sketch_speed,
     training_time,
 )
+from acceptance.server_fuzz import server_fuzz
+from acceptance.server_soak import server_soak
 from acceptance.server_speed import server_speed
 from acceptance.server_streams import server_streams
 from acceptance.server_tasks import server_tasks
@@ -89,6 +91,8 @@ CHECKS: dict[str, Callable[[Path], list[Figure]]] = {
     "server-streams": server_streams,
     "server-tasks": server_tasks,
     "server-speed": server_speed,
+    "server-fuzz": server_fuzz,
+    "server-soak": server_soak,
 }
 SPEED = "speed"
 

@@ -83,7 +83,14 @@ def serve(
 
         sparseinfer serve ./smollm2-135m-chess --host 0.0.0.0 --api-key-file ./key
     """
-    from sparseinfer.serve import Access, Limits, ModelSettings, create_app, run_server
+    from sparseinfer.serve import (
+        Access,
+        Limits,
+        ModelSettings,
+        create_app,
+        keep_few_products,
+        run_server,
+    )
 
     if api_key is not None:
         raise ConfigError(
@@ -118,6 +125,7 @@ def serve(
         send_seconds=send_seconds,
         drain_seconds=drain_seconds,
     )
+    keep_few_products()
     app = create_app(
         settings.load, limits=limits, access=Access(key, hosts), log_prompts=log_prompts
     )

@@ -14,6 +14,7 @@ from sparseinfer.serve.app import create_app
 from sparseinfer.serve.front import Access
 from sparseinfer.serve.limits import Limits
 from sparseinfer.serve.loading import ModelSettings, serve_model
+from sparseinfer.serve.memory import keep_few_products
 from sparseinfer.serve.served import Served
 from sparseinfer.serve.server import Server, run_server
 
@@ -24,6 +25,7 @@ __all__ = [
     "Served",
     "Server",
     "create_app",
+    "keep_few_products",
     "run_server",
     "serve_model",
 ]

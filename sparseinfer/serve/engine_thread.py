@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from sparseinfer.engine.scheduling import Finished, Sink, Ticket, TokenEvent
-from sparseinfer.serve.errors import ApiError, engine_error
+from sparseinfer.serve.errors import ApiError, engine_error, engine_failed
 from sparseinfer.serve.job import Candidate, Job, Observer
 from sparseinfer.serve.served import Served
 from sparseinfer.serve.work import Work
@@ -150,7 +150,7 @@ class EngineThread:
     def _set(self, state: State, served: Served | None, error: BaseException | None) -> None:
         self.state, self.served, self.error = state, served, error
         if state == "failed":
-            self.fail_all(engine_error(RuntimeError("the engine failed")))
+            self.fail_all(engine_failed())
         self._on_state()
 
 

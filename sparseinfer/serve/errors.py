@@ -96,6 +96,11 @@ def engine_error(error: Exception) -> ApiError:
     return ApiError(500, "the engine failed on this request; the server's log says why")
 
 
+def engine_failed() -> ApiError:
+    """Ends a request because the engine works no more; the log says so once, not for each."""
+    return ApiError(500, "the engine failed; the server's log says why")
+
+
 def defect() -> ApiError:
     """What the client gets for an error that nobody expected."""
     return ApiError(500, "internal error; the server's log says more")

@@ -1,0 +1,53 @@
+"""Mixed requests, some of whose clients leave; `make accept` does 2,000 and watches memory."""
+
+from __future__ import annotations
+
+import pytest
+
+REQUESTS = 150
+
+
+def test_nothing_is_lost_and_nothing_kept(acceptance, target):
+    found = acceptance["server_soak"].soak(target.process, REQUESTS)
+    assert found.faults == []
+    assert found.sent == REQUESTS
+    assert found.left > REQUESTS / 30
+    assert found.slots_taken == 0
+
+
+def test_requests_are_of_all_kinds(acceptance):
+    asked = list(acceptance["soak_requests"].mixed_requests(400, seed=1))
+    for field in ("messages", "echo", "logprobs", "stop", "stream"):
+        assert 30 < sum(field in it.body for it in asked) < 370
+    assert sum(it.body.get("n", 1) > 1 for it in asked) > 30
+    assert sum(it.leaves_after is not None for it in asked) > 20
+    assert len({it.id for it in asked}) == 400
+    assert asked == list(acceptance["soak_requests"].mixed_requests(400, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["data: {}"], "is not in list"),
+        (['data: {"error": {}, "id": "a", "choices": []}', "data: [DONE]"], "error"),
+        (["data: [DONE]", "data: [DONE]"], "does not end at its end"),
+        (
+            [
+                'data: {"id": "a", "choices": [{"index": 0, "text": "", "finish_reason": "stop"}]}',
+                'data: {"id": "a", "choices": [{"index": 0, "text": "b", "finish_reason": null}]}',
+                "data: [DONE]",
+            ],
+            "goes on behind its end",
+        ),
+    ],
+)
+def test_streams_that_are_wrong_are_noticed(acceptance, lines, says):
+    requests = acceptance["soak_requests"]
+    asked = requests.Asked("x", "/v1/completions", {"prompt": "p", "max_tokens": 1})
+    with pytest.raises((AssertionError, ValueError), match=says):
+        requests.whole_answer(asked, lines)
+
+
+def test_memory_that_grows_is_noticed(acceptance):
+    found = acceptance["server_soak"].Soak(memory=[(100, 90), (200, 100), (300, 120), (400, 105)])
+    assert found.growth(200) == pytest.approx(0.2)
