@@ -11,7 +11,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sparseinfer.serve.errors import ApiError
-from sparseinfer.serve.limits import HEADER_SECONDS, MAX_CONNECTIONS, RETRY_AFTER_SECONDS, Limits
+from sparseinfer.serve.limits import (
+    HEADER_SECONDS,
+    MAX_CONNECTIONS,
+    REFUSED_CONNECTIONS,
+    RETRY_AFTER_SECONDS,
+    Limits,
+)
 
 logger = logging.getLogger("sparseinfer")
 
@@ -48,7 +54,10 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
-        self.header.start()
+        if len(self.connections) > MAX_CONNECTIONS + REFUSED_CONNECTIONS:
+            self._abort()
+        else:
+            self.header.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.header.stop()

@@ -26,6 +26,9 @@ MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 10.0
 MAX_LOGPROBS = 20
 """Most likely tokens shown for each token; OpenAI's own bound of chats."""
+MAX_PROMPT_LOGPROBS = 1 << 21
+"""Log-probabilities of all prompts of a request: its own and `logprobs` others for each token. They
+come far faster than those of answers, and take up to 300 bytes each until they are sent."""
 MAX_LOGIT_BIASES = 1024
 """Tokens with a bias."""
 MAX_MESSAGES = 4096
@@ -49,6 +52,8 @@ HEADER_SECONDS = 30.0
 """A connection that sends no whole request header for so long is closed."""
 MAX_CONNECTIONS = 512
 """Open at a time; more get 503, whatever they ask for."""
+REFUSED_CONNECTIONS = 128
+"""Open besides these, to be told so; more are closed unheard, so that files can still be opened."""
 MAX_WATCHERS = 16
 """Open streams of /v1/sparsity; more: 429."""
 RETRY_AFTER_SECONDS = 1

@@ -9,7 +9,7 @@ from functools import partial
 from sparseinfer.engine.scheduling import TokenRequest
 from sparseinfer.errors import SparseInferError, UnsupportedError
 from sparseinfer.serve.errors import ApiError
-from sparseinfer.serve.limits import Limits
+from sparseinfer.serve.limits import MAX_PROMPT_LOGPROBS, Limits
 from sparseinfer.serve.schema import ChatRequest, CompletionRequest, GenerationRequest
 from sparseinfer.serve.served import Served
 from sparseinfer.serve.text import AnswerText
@@ -61,6 +61,8 @@ def completion_work(request: CompletionRequest, served: Served, limits: Limits) 
             with_end=True,
         )
         tasks += _tasks(request, request.candidates, asked, prompt, served, text)
+    if of_prompt is not None:
+        _check_prompt_logprobs((1 + of_prompt) * sum(len(it.prompt.ids) for it in tasks))
     return _checked(Work(tuple(tasks), request.candidates, request.n), served)
 
 
@@ -188,6 +190,16 @@ def _check_count(param: str, what: str, count: int, most: int) -> None:
     if count > most:
         raise ApiError(
             400, f"{param}: {count} {what} are asked for, at most {most} are made", param=param
+        )
+
+
+def _check_prompt_logprobs(count: int) -> None:
+    if count > MAX_PROMPT_LOGPROBS:
+        raise ApiError(
+            400,
+            f"logprobs: {count} log-probabilities of prompts are asked for, at most "
+            f"{MAX_PROMPT_LOGPROBS} are made; send fewer prompts at a time",
+            param="logprobs",
         )
 
 

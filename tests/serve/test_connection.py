@@ -108,3 +108,15 @@ def test_too_many_connections_are_refused(monkeypatch):
             assert answer.startswith(b"HTTP/1.1 503")
             assert b"too_many_connections" in answer
             assert b"retry-after: 1" in answer.lower()
+
+
+def test_far_too_many_connections_are_closed(monkeypatch):
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(connection, "REFUSED_CONNECTIONS", 1)
+    with listening() as (port, server), connect(port), connect(port) as second:
+        eventually(lambda: len(server.server_state.connections) == 2)
+        with connect(port) as third:
+            assert received(third) == b""
+        eventually(lambda: len(server.server_state.connections) == 2)
+        second.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert received(second).startswith(b"HTTP/1.1 503")

@@ -142,3 +142,15 @@ def test_not_with_a_tokenizer_whose_tokens_are_unknown(monkeypatch):
         error = check_error(server.chat("x", response_format=format), 400)
         assert error["param"] == "response_format"
         assert server.complete("x").status_code == 200
+
+
+def test_those_of_prompts_are_counted(echo_server, monkeypatch):
+    monkeypatch.setattr("sparseinfer.serve.prompts.MAX_PROMPT_LOGPROBS", 12)
+    asked = {"echo": True, "logprobs": 2, "max_tokens": 1}
+    assert echo_server.complete("abcd", **asked).status_code == 200
+    for prompt, more in (("abcde", {}), (["abc", "de"], {}), ("abc", {"n": 2})):
+        error = check_error(echo_server.complete(prompt, **asked, **more), 400)
+        assert error["param"] == "logprobs"
+        assert "at most 12" in error["message"]
+    # Without the prompt there are none.
+    assert echo_server.complete("abcde", logprobs=2, max_tokens=1).status_code == 200
