@@ -9,7 +9,7 @@ import torch
 from sparseinfer.kernels.attention.gpu import Caches, GpuAttention
 from sparseinfer.kernels.decoder.cpu import AttentionShape
 from sparseinfer.kernels.embedding.gpu import GpuEmbedding
-from sparseinfer.kernels.matrix import Matrix
+from sparseinfer.kernels.matrix import Format, Matrix
 from sparseinfer.kernels.norm.gpu import GpuNorm
 
 CPU = torch.device("cpu")
@@ -24,8 +24,10 @@ SHAPES = {
     "head_dim 80": AttentionShape(32, 32, 80, None),
 }
 
+FORMATS: tuple[Format, ...] = ("fp32", "bf16", "fp16", "int8", "int4")
 
-def decode_runs(matrix: Callable[[int, int, str], Matrix]) -> dict[str, Callable[[], object]]:
+
+def decode_runs(matrix: Callable[[int, int, Format], Matrix]) -> dict[str, Callable[[], object]]:
     """Calls whose launches are compiled, by name.
 
     Args:
@@ -38,7 +40,7 @@ def decode_runs(matrix: Callable[[int, int, str], Matrix]) -> dict[str, Callable
             found[call] = lambda shape=shape, kv_dtype=kv_dtype: attention(shape, kv_dtype)
     for hidden in (576, 4096, 5120, 8192):
         found[f"norm H={hidden}"] = lambda hidden=hidden: norm(hidden)
-    for format in ("float32", "bfloat16", "float16", "int8", "int4"):
+    for format in FORMATS:
         found[f"embedding {format}"] = lambda format=format: GpuEmbedding(matrix(64, 4096, format))(
             torch.zeros(2, dtype=torch.int64)
         )

@@ -8,20 +8,22 @@ import torch
 
 from sparseinfer.kernels.gated_ffn.gpu_guide import GpuGuide
 from sparseinfer.kernels.gated_ffn.guide import GuideWeights
-from sparseinfer.kernels.matrix import Matrix
+from sparseinfer.kernels.matrix import Format, Matrix
 from sparseinfer.kernels.sign import SignBits, bytes_per_row
 
 NEURONS = 11008
 
+FORMATS: tuple[Format, ...] = ("fp32", "bf16", "fp16", "int8", "int4")
 
-def guide_runs(matrix: Callable[[int, int, str], Matrix]) -> dict[str, Callable[[], object]]:
+
+def guide_runs(matrix: Callable[[int, int, Format], Matrix]) -> dict[str, Callable[[], object]]:
     """Calls whose launches are compiled, by name.
 
     Args:
         matrix: makes rows x columns of a format, untouched.
     """
     found: dict[str, Callable[[], object]] = {}
-    for format in ("float32", "bfloat16", "float16", "int8", "int4"):
+    for format in FORMATS:
         for hidden in (576, 4096):
             for batch in (1, 2, 4, 8, 16):
                 found[f"guide {format} H={hidden} B={batch}"] = (

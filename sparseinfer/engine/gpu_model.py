@@ -9,7 +9,7 @@ from functools import reduce
 import torch
 
 from sparseinfer.config import ModelConfig
-from sparseinfer.engine.gpu_tiles import tiles_for
+from sparseinfer.engine.gpu_tiles import tile_for
 from sparseinfer.engine.residency import Residency
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.split_layers import SplitLayers
@@ -92,8 +92,8 @@ class GpuModel:
         if self._residency is None:
             placed = self._placement.place(weights)
             self.prefill = TorchPass(self._config, placed, self._rope, self._math)
-            tiles = tiles_for(placed, self._device)
-            ffns = [gpu_ffn(layer.ffn, tiles) for layer in placed.layers]
+            tile = tile_for(placed, self._device)
+            ffns = [gpu_ffn(layer.ffn, tile) for layer in placed.layers]
             self._decoder = self._made(placed, ffns)
             return
         assert self._pool is not None  # given with a residency

@@ -7,8 +7,8 @@ import logging
 import torch
 
 from sparseinfer.kernels.gated_ffn import FfnWeights
-from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTiles
-from sparseinfer.kernels.gated_ffn.gpu_tiles import fastest_tiles
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTile
+from sparseinfer.kernels.gated_ffn.gpu_tiles import fastest_tile
 from sparseinfer.kernels.gpu_tuning import TuningCache
 from sparseinfer.kernels.triton_language import triton
 from sparseinfer.packed import Weights
@@ -20,7 +20,7 @@ _TIMED_BYTES = 1 << 30
 """Of layers that take turns while they are timed: many times what L2 holds."""
 
 
-def tiles_for(weights: Weights, device: torch.device) -> FfnTiles | None:
+def tile_for(weights: Weights, device: torch.device) -> FfnTile | None:
     """Tiles for one sequence, measured once for a GPU, shape, format and rule and then kept in the
     cache folder; None, the default, where nothing can be measured.
 
@@ -38,7 +38,7 @@ def tiles_for(weights: Weights, device: torch.device) -> FfnTiles | None:
     random = torch.Generator(device).manual_seed(0)
     x = torch.randn(1, layers[0].hidden, generator=random, device=device)
     with torch.cuda.device(device):
-        return fastest_tiles(layers, x, cache)
+        return fastest_tile(layers, x, cache)
 
 
 def _timed(layers: list[FfnWeights]) -> list[FfnWeights]:
@@ -47,4 +47,4 @@ def _timed(layers: list[FfnWeights]) -> list[FfnWeights]:
     return layers[: max(1, -(-_TIMED_BYTES // size))]
 
 
-__all__ = ["tiles_for"]
+__all__ = ["tile_for"]

@@ -48,4 +48,4 @@ class GpuChooser(ABC):
 
     @abstractmethod
     def _choose(self, x: Tensor, chosen: Tensor) -> None:
-        """Sets chosen uint8 [B, I] to 1 or 0, for at most 16 rows."""
+        """Sets chosen uint8 [B, I] to 1 or 0, for at most 8 rows."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparseinfer.kernels.gpu_rows import GROUP, row_tile, rows_of
+from sparseinfer.kernels.gpu_rows import part_columns, row_tile, rows_of
 from sparseinfer.kernels.matrix import Matrix
 from sparseinfer.kernels.triton_language import tl, triton
 
-_GROUPS = 32
-"""Of 32 columns that a program copies at most."""
+_WIDEST = 2048
+"""Columns that a program copies at a time."""
 
 
 class GpuEmbedding:
@@ -48,14 +48,12 @@ class GpuEmbedding:
         found = torch.empty((ids.shape[0], columns), device=ids.device)
         if ids.shape[0] == 0:
             return found
-        held = triton.cdiv(columns, GROUP.value)
-        groups = min(_GROUPS, triton.next_power_of_2(held))
-        _embed[(triton.cdiv(held, groups), ids.shape[0])](
+        _embed[(ids.shape[0],)](
             ids,
             *self._rows.arguments,
             found,
-            columns,
-            GROUPS=groups,
+            PARTS=self._rows.parts(_WIDEST),
+            COLUMNS=columns,
             KIND=self._rows.kind,
             num_warps=4,
         )
@@ -70,18 +68,17 @@ def _embed(
     data_stride,
     scale_stride,
     found,
-    columns,
-    GROUPS: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """One program copies GROUPS groups of columns of one row."""
-    first = tl.program_id(0) * GROUPS
-    row = tl.program_id(1)
-    one = tl.arange(0, 1)
-    token = tl.load(ids + row + one)
-    tile = row_tile(
-        data, scales, data_stride, scale_stride, token, token >= 0, first, columns, GROUPS, KIND
-    )
-    column = (first + tl.arange(0, GROUPS))[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    place = found + row.to(tl.int64) * columns + column
-    tl.store(place[None, :, :], tile, mask=(column < columns)[None, :, :])
+    """One program copies one row."""
+    row = tl.program_id(0)
+    token = tl.load(ids + row + tl.arange(0, 1))
+    for index in tl.static_range(len(PARTS)):
+        tile = row_tile(
+            data, scales, data_stride, scale_stride, token, token >= 0, PARTS, index, COLUMNS, 1,
+            KIND,
+        )  # fmt: skip
+        column = part_columns(PARTS, index)[None, :, :]
+        tl.store(found + row.to(tl.int64) * COLUMNS + column, tile, mask=column < COLUMNS)

@@ -12,17 +12,13 @@ from sparseinfer.kernels.gated_ffn import (
     check_input,
     ffn_output,
 )
-from sparseinfer.kernels.gated_ffn.gpu_kernels import gate_neurons, list_candidates
-from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTiles, GpuNeurons, or_unused
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTile, GpuNeurons
 from sparseinfer.kernels.gpu_chooser import GpuChooser
-from sparseinfer.kernels.gpu_gather import Segments
-from sparseinfer.kernels.gpu_rows import MOST_ROWS, rows_of
 from sparseinfer.kernels.input_mask import mask_inputs
 from sparseinfer.kernels.lowrank import LowRank
 from sparseinfer.kernels.lowrank.gpu import GpuLowRank
 from sparseinfer.kernels.sign.gpu import GpuSign
 from sparseinfer.kernels.sketch.gpu import GpuSketch
-from sparseinfer.kernels.triton_language import triton
 
 
 class GpuGatedFfn:
@@ -33,7 +29,8 @@ class GpuGatedFfn:
     Args:
         weights: on a GPU; kept alive, not copied. Changing `threshold` in place takes effect at the
             next call.
-        tiles: how they are walked over; None takes the default for H.
+        tile: how they are walked over; None takes the default for each
+            batch.
 
     Two calls give the same bits; the last bits of a row's result may depend on the other rows of
     the batch, its mask does not. Nothing waits for the GPU, so that calls can be captured in a CUDA
@@ -45,21 +42,20 @@ class GpuGatedFfn:
         UnsupportedError: a GPU that is too old.
     """
 
-    def __init__(self, weights: FfnWeights, tiles: FfnTiles | None = None) -> None:
+    def __init__(self, weights: FfnWeights, tile: FfnTile | None = None) -> None:
         if weights.needs_all_gates:
             raise ValueError("these weights need all gates first, see gpu_ffn")
         self.weights = weights
-        self.tiles = tiles or FfnTiles.of(weights.hidden)
-        self._gate = rows_of(weights.gate)
         self._chooser = _chooser(weights)
         # What a sketch lets through is computed whatever its gate is.
         self._threshold = weights.threshold.detach()
         if weights.sketch is not None:
             self._threshold = torch.zeros_like(self._threshold)
-        self._neurons = GpuNeurons(weights, self._threshold, self.tiles)
+        self._neurons = GpuNeurons(weights, self._threshold, tile)
 
     def __call__(self, x: Tensor, candidates: Tensor | None = None) -> FfnOutput:
-        """y [B, H] fp32 and counts for x [B, H] fp32, contiguous; any B, of which 16 share a pass.
+        """y [B, H] fp32 and counts for x [B, H] fp32, contiguous; any B, of which up to 8
+        share a pass.
 
         Args:
             candidates: bool [B, I], neurons to consider, in place of a predictor: no row of the
@@ -75,67 +71,12 @@ class GpuGatedFfn:
             candidates = self._chooser(x)
         gate_x, gate_used = mask_inputs(x, self.weights.gate_input)
         up_x, up_used = mask_inputs(x, self.weights.up_input)
-        y = torch.empty(x.shape, device=x.device)
-        counts = torch.empty((x.shape[0], 3), dtype=torch.int64, device=x.device)
-        for begin in range(0, x.shape[0], MOST_ROWS):
-            rows = slice(begin, begin + MOST_ROWS)
-            chosen = None if candidates is None else candidates[rows]
-            self._block(gate_x[rows], up_x[rows], chosen, y[rows], counts[rows])
-        gates = None if candidates is None else counts[:, 2]
-        return ffn_output(y, counts[:, :2], gate_used, up_used, self.weights, gates)
-
-    def _block(
-        self, gate_x: Tensor, up_x: Tensor, candidates: Tensor | None, y: Tensor, counts: Tensor
-    ) -> None:
-        padded = triton.next_power_of_2(len(gate_x))
-        activations = torch.empty((self.weights.intermediate, padded), device=gate_x.device)
         if candidates is None:
-            listed = self._gate_first(gate_x, activations)
-        else:
-            candidates = candidates.contiguous().view(torch.uint8)
-            listed = self._list(candidates)
-        self._neurons(up_x, listed, activations, y, counts, candidates, gate_x)
-
-    def _gate_first(self, x: Tensor, activations: Tensor) -> Segments:
-        weights, tiles = self.weights, self.tiles
-        listed = Segments.empty(weights.intermediate, tiles.segment, x.device)
-        gate_neurons[(listed.number,)](
-            x,
-            *self._gate.arguments,
-            or_unused(weights.gate_bias, x),
-            self._threshold,
-            activations,
-            listed.index,
-            listed.counts,
-            weights.intermediate,
-            weights.hidden,
-            PHI=weights.phi,
-            BIASED=weights.gate_bias is not None,
-            BATCH=x.shape[0],
-            PADDED=activations.shape[1],
-            ROWS=tiles.gate.rows,
-            GROUPS=tiles.gate.groups,
-            STAGES=tiles.gate.stages,
-            SEGMENT=tiles.segment,
-            KIND=self._gate.kind,
-            num_warps=tiles.gate.warps,
-        )
-        return listed
-
-    def _list(self, candidates: Tensor) -> Segments:
-        batch, neurons = candidates.shape
-        listed = Segments.empty(neurons, self.tiles.candidates, candidates.device)
-        list_candidates[(listed.number,)](
-            candidates,
-            listed.index,
-            listed.counts,
-            neurons,
-            BATCH=batch,
-            PADDED=triton.next_power_of_2(batch),
-            SEGMENT=listed.size,
-            num_warps=4,
-        )
-        return listed
+            y, counts = self._neurons(up_x, None, "nothing", gate_x)
+            return ffn_output(y, counts[:, :2], gate_used, up_used, self.weights)
+        given = candidates.contiguous().view(torch.uint8)
+        y, counts = self._neurons(up_x, given, "candidates", gate_x)
+        return ffn_output(y, counts[:, :2], gate_used, up_used, self.weights, counts[:, 2])
 
 
 def _chooser(weights: FfnWeights) -> GpuChooser | None:

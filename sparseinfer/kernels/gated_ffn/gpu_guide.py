@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from sparseinfer.kernels.gated_ffn.gpu_activations import phi_of
-from sparseinfer.kernels.gated_ffn.gpu_kernels import reaches
 from sparseinfer.kernels.gated_ffn.guide import GuideWeights
 from sparseinfer.kernels.gpu_chooser import GpuChooser
 from sparseinfer.kernels.gpu_rows import MOST_ROWS, RowTile, row_products, rows_of
 from sparseinfer.kernels.lowrank import LowRank
 from sparseinfer.kernels.lowrank.gpu import GpuLowRank
+from sparseinfer.kernels.masks import ROWS as BLOCK
 from sparseinfer.kernels.sign.gpu import GpuSign
 from sparseinfer.kernels.sketch.gpu import GpuSketch
 from sparseinfer.kernels.triton_language import tl, triton
@@ -39,13 +37,12 @@ class GpuGuide:
         self._chooser = _chooser(weights, tile)
         self._threshold = weights.threshold.detach()
         self._gate = None if weights.gate is None else rows_of(weights.gate)
-        if weights.gate is not None:
-            self._tile = tile or RowTile.of(weights.gate.columns)
+        self._tile = tile
 
     def __call__(self, x: Tensor, bits: Tensor) -> None:
         """Sets bits int16 [blocks of 16 rows, I] for x [B, H] fp32, both contiguous."""
-        for block, begin in enumerate(range(0, x.shape[0], MOST_ROWS)):
-            part = x[begin : begin + MOST_ROWS]
+        for block, begin in enumerate(range(0, x.shape[0], BLOCK)):
+            part = x[begin : begin + BLOCK]
             if self._chooser is None:
                 self._gates(part, bits[block])
             else:
@@ -53,28 +50,27 @@ class GpuGuide:
 
     def _gates(self, x: Tensor, bits: Tensor) -> None:
         assert self._gate is not None  # else there is a chooser
-        bias = self.weights.gate_bias
-        batch, neurons = x.shape[0], bits.shape[0]
-        # The sums of many rows of x do not fit a thread's registers beside as many weights.
-        tile = self._tile if batch < _MANY else replace(self._tile, warps=2 * self._tile.warps)
-        _gate_bits[(triton.cdiv(neurons, tile.rows),)](
-            x,
-            *self._gate.arguments,
-            x if bias is None else bias,
-            self._threshold,
-            bits,
-            neurons,
-            x.shape[1],
-            PHI=self.weights.phi,
-            BIASED=bias is not None,
-            BATCH=batch,
-            PADDED=triton.next_power_of_2(batch),
-            ROWS=tile.rows,
-            GROUPS=tile.groups,
-            STAGES=tile.stages,
-            KIND=self._gate.kind,
-            num_warps=tile.warps,
-        )
+        bias, neurons = self.weights.gate_bias, bits.shape[0]
+        for first in range(0, x.shape[0], MOST_ROWS):
+            part = x[first : first + MOST_ROWS]
+            tile = self._tile or RowTile.of(len(part))
+            _gate_bits[(triton.cdiv(neurons, tile.rows),)](
+                part,
+                *self._gate.arguments,
+                x if bias is None else bias,
+                self._threshold,
+                bits,
+                neurons,
+                PHI=self.weights.phi,
+                BIASED=bias is not None,
+                FIRST=first,
+                BATCH=part.shape[0],
+                ROWS=tile.rows,
+                PARTS=self._gate.parts(tile.columns),
+                COLUMNS=x.shape[1],
+                KIND=self._gate.kind,
+                num_warps=tile.warps,
+            )
 
     def _pack(self, chosen: Tensor, bits: Tensor) -> None:
         batch, neurons = chosen.shape
@@ -91,9 +87,6 @@ class GpuGuide:
 
 _PACKED = 256
 """Neurons whose bits one program puts together."""
-
-_MANY = 8
-"""Rows of x."""
 
 
 def _chooser(weights: GuideWeights, tile: RowTile | None) -> GpuChooser | None:
@@ -123,29 +116,35 @@ def _gate_bits(
     threshold,
     bits,
     neurons,
-    columns,
     PHI: tl.constexpr,
     BIASED: tl.constexpr,
+    FIRST: tl.constexpr,
     BATCH: tl.constexpr,
-    PADDED: tl.constexpr,
     ROWS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """One program computes the gates of ROWS neurons for all rows of x; bit b says that row b
-    reaches the threshold."""
+    """One program computes the gates of ROWS neurons for all rows of x; bit FIRST + b says that row
+    b reaches the threshold. Bits below FIRST are there already, those above become 0."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < neurons
     g = row_products(
-        data, scales, data_stride, scale_stride, row.to(tl.int64), inside, x, columns,
-        BATCH, PADDED, ROWS, GROUPS, STAGES, KIND,
+        data, scales, data_stride, scale_stride, row.to(tl.int64), inside, x, False, BATCH, ROWS,
+        PARTS, COLUMNS, KIND,
     )  # fmt: skip
+    added = tl.zeros([ROWS], dtype=tl.float32)
     if BIASED:
-        g += tl.load(bias + row, mask=inside, other=0.0)[:, None]
-    keep = reaches(phi_of(g, PHI), tl.load(threshold + row, mask=inside, other=0.0))
-    batch = tl.arange(0, PADDED)[None, :]
-    word = tl.sum(tl.where(batch < BATCH, keep.to(tl.int32) << batch, 0), axis=1)
+        added = tl.load(bias + row, mask=inside, other=0.0)
+    least = tl.load(threshold + row, mask=inside, other=0.0)
+    word = tl.zeros([ROWS], dtype=tl.int32)
+    if FIRST > 0:
+        word = tl.load(bits + row, mask=inside, other=0).to(tl.int32)
+    for b in tl.static_range(BATCH):
+        a = phi_of(g[b] + added, PHI)
+        # Said by what is dropped, so that NaN, which compares false, is kept.
+        keep = ~((tl.abs(a) < least) | (a == 0))
+        word = word | (keep.to(tl.int32) << (FIRST + b))
     tl.store(bits + row, word.to(tl.int16), mask=inside)
 
 

@@ -10,16 +10,14 @@ from torch import Tensor
 from sparseinfer.kernels.gated_ffn import FfnOutput, FfnWeights, check_input, ffn_output
 from sparseinfer.kernels.gated_ffn.activations import activation, up_activation
 from sparseinfer.kernels.gated_ffn.gpu import GpuGatedFfn
-from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTiles, GpuNeurons
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTile, GpuNeurons
 from sparseinfer.kernels.gated_ffn.reference import kept
-from sparseinfer.kernels.gpu_rows import MOST_ROWS
 from sparseinfer.kernels.input_mask import mask_inputs
 from sparseinfer.kernels.projection.gpu import GpuProjection
-from sparseinfer.kernels.sparse_input_linear.gpu import list_inputs
 from sparseinfer.kernels.top_k import among_largest
 
 
-def gpu_ffn(weights: FfnWeights, tiles: FfnTiles | None = None) -> Callable[[Tensor], FfnOutput]:
+def gpu_ffn(weights: FfnWeights, tile: FfnTile | None = None) -> Callable[[Tensor], FfnOutput]:
     """A handle on one layer's weights, whatever chooses its neurons; call it with x [B, H] fp32.
 
     Arguments, promises and what a call raises as in `GpuGatedFfn`, which is returned where it will
@@ -29,7 +27,7 @@ def gpu_ffn(weights: FfnWeights, tiles: FfnTiles | None = None) -> Callable[[Ten
         ValueError: weights that are not on a GPU.
         UnsupportedError: a GPU that is too old.
     """
-    return (GpuAllGates if weights.needs_all_gates else GpuGatedFfn)(weights, tiles)
+    return (GpuAllGates if weights.needs_all_gates else GpuGatedFfn)(weights, tile)
 
 
 class GpuAllGates:
@@ -38,11 +36,11 @@ class GpuAllGates:
     Arguments and promises as in `GpuGatedFfn`.
     """
 
-    def __init__(self, weights: FfnWeights, tiles: FfnTiles | None = None) -> None:
+    def __init__(self, weights: FfnWeights, tile: FfnTile | None = None) -> None:
         self.weights = weights
         self._gate = GpuProjection(weights.gate_projection)
         self._threshold = weights.threshold.detach()
-        self._rest = _ByInput(weights) if weights.up_by_input else _ByNeuron(weights, tiles)
+        self._rest = _ByInput(weights) if weights.up_by_input else _ByNeuron(weights, tile)
 
     def __call__(self, x: Tensor) -> FfnOutput:
         """y [B, H] fp32 and counts for x [B, H] fp32, contiguous; any B.
@@ -64,21 +62,15 @@ class GpuAllGates:
 class _ByNeuron:
     """Rows of up and down of the neurons that fire."""
 
-    def __init__(self, weights: FfnWeights, tiles: FfnTiles | None) -> None:
+    def __init__(self, weights: FfnWeights, tile: FfnTile | None) -> None:
         self._threshold = weights.up_input
-        tiles = tiles or FfnTiles.of(weights.hidden)
-        self._neurons = GpuNeurons(weights, weights.threshold, tiles)
+        self._neurons = GpuNeurons(weights, weights.threshold, tile)
 
     def __call__(self, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """y [B, H], counts [B, 2] and inputs of up that count [B], of x and a [B, I], 0 where a
         neuron does not fire."""
         x, used = mask_inputs(x, self._threshold)
-        y = torch.empty(x.shape, device=x.device)
-        counts = torch.empty((x.shape[0], 3), dtype=torch.int64, device=x.device)
-        for begin in range(0, x.shape[0], MOST_ROWS):
-            rows = slice(begin, begin + MOST_ROWS)
-            activations, listed, _ = list_inputs(a[rows], None)
-            self._neurons(x[rows], listed, activations, y[rows], counts[rows])
+        y, counts = self._neurons(x, a, "activations", x)
         return y, counts[:, :2], used
 
 

@@ -1,4 +1,4 @@
-"""Finds the tiles of a gated FFN that are fastest on a GPU; what was found is kept on disk."""
+"""Finds the tile of a gated FFN that is fastest on a GPU; what was found is kept on disk."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from itertools import product
 from torch import Tensor
 
 from sparseinfer.kernels.gated_ffn import FfnWeights
-from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTiles
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTile
 from sparseinfer.kernels.gated_ffn.gpu_rules import gpu_ffn
-from sparseinfer.kernels.gpu_rows import RowTile
 from sparseinfer.kernels.gpu_timing import microseconds
 from sparseinfer.kernels.gpu_tuning import TuningCache
 from sparseinfer.kernels.triton_language import triton
@@ -25,11 +24,11 @@ Time = Callable[[Sequence[Callable[[], object]]], float]
 """Microseconds of each of some calls that follow one another; inf where they cannot run."""
 
 
-def fastest_tiles(
+def fastest_tile(
     layers: Sequence[FfnWeights], x: Tensor, cache: TuningCache, time: Time | None = None
-) -> FfnTiles:
-    """The fastest of `gate_choices`, then of `neuron_choices`: a few seconds for each choice that
-    has to be compiled, nothing where the cache knows.
+) -> FfnTile:
+    """The fastest of `choices`: a few seconds for each that has to be compiled, nothing where the
+    cache knows.
 
     Args:
         layers: of one shape, format and rule, on one GPU; the more, the less of them L2 holds.
@@ -39,31 +38,20 @@ def fastest_tiles(
     first = layers[0]
     time = time or _measured
 
-    def of(tiles: FfnTiles) -> float:
-        return time([partial(gpu_ffn(one, tiles), x) for one in layers])
+    def of(tile: FfnTile) -> float:
+        return time([partial(gpu_ffn(one, tile), x) for one in layers])
 
-    best = FfnTiles.of(first.hidden)
-    key = _key(first, x.shape[0])
-    if not first.chooses_candidates and not first.needs_all_gates:
-        best = cache.best(f"{key} gate", gate_choices(best), of)
-    return cache.best(f"{key} neurons", neuron_choices(best), of)
+    return cache.best(_key(first, x.shape[0]), choices(x.shape[0]), of)
 
 
-def gate_choices(tiles: FfnTiles) -> list[FfnTiles]:
-    """Ways to compute all gates."""
-    groups = tiles.gate.groups
-    return [
-        replace(tiles, segment=segment, gate=RowTile(rows, groups, warps, 1))
-        for segment, rows, warps in ((32, 4, 4), (32, 4, 8), (32, 8, 8), (16, 4, 4), (64, 4, 8))
+def choices(batch: int) -> list[FfnTile]:
+    """Ways to walk over a layer for so many rows of x, the default among them."""
+    default = FfnTile.of(batch)
+    others = [
+        replace(default, rows=rows, warps=warps, per_processor=programs)
+        for rows, warps, programs in product((4, 8), (4, 8), (1, 2, 3))
     ]
-
-
-def neuron_choices(tiles: FfnTiles) -> list[FfnTiles]:
-    """Ways to compute the neurons that fire."""
-    return [
-        replace(tiles, per_processor=programs, neuron=RowTile(rows, tiles.neuron.groups, warps, 1))
-        for programs, rows, warps in product((1, 2), (4, 8), (4, 8))
-    ]
+    return [default, *(one for one in others if one != default)]
 
 
 def _key(weights: FfnWeights, batch: int) -> str:
@@ -82,4 +70,4 @@ def _measured(calls: Sequence[Callable[[], object]]) -> float:
         return math.inf
 
 
-__all__ = ["fastest_tiles", "gate_choices", "neuron_choices"]
+__all__ = ["choices", "fastest_tile"]

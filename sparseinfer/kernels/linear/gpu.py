@@ -17,10 +17,10 @@ class GpuLinear:
     Args:
         weight: [N, K], on a GPU; kept alive, not copied.
         bias: [N] fp32 or None.
-        tile: how rows are walked over; None takes the default for K.
+        tile: how rows are walked over; None takes the default for each batch.
 
-    The bits of a row's result depend on the weights, that row and the tile only. Nothing waits for
-    the GPU, so that calls can be captured in a CUDA graph.
+    Two calls give the same bits. Nothing waits for the GPU, so that calls can be captured in a CUDA
+    graph.
 
     Raises:
         ValueError: a bias or device that does not fit.
@@ -31,33 +31,32 @@ class GpuLinear:
         check_bias(weight, bias)
         self.weight = weight
         self.bias = None if bias is None else bias.detach()
-        self.tile = tile or RowTile.of(weight.columns)
+        self._tile = tile
         self._rows = rows_of(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """y [B, N] fp32 for x [B, K] fp32, contiguous; any B, of which 16 share a pass.
+        """y [B, N] fp32 for x [B, K] fp32, contiguous; any B, of which up to 8 share a pass.
 
         Raises:
             ValueError: `x` has the wrong shape, dtype, device or layout.
         """
         check_input(x, self.weight)
         y = torch.empty((x.shape[0], self.weight.rows), device=x.device)
-        tile, rows = self.tile, self.weight.rows
+        rows = self.weight.rows
         for begin in range(0, x.shape[0], MOST_ROWS):
             part = x[begin : begin + MOST_ROWS]
+            tile = self._tile or RowTile.of(len(part))
             _linear[(triton.cdiv(rows, tile.rows),)](
                 part,
                 *self._rows.arguments,
                 y if self.bias is None else self.bias,
                 y[begin:],
                 rows,
-                self.weight.columns,
                 BIASED=self.bias is not None,
                 BATCH=part.shape[0],
-                PADDED=triton.next_power_of_2(part.shape[0]),
                 ROWS=tile.rows,
-                GROUPS=tile.groups,
-                STAGES=tile.stages,
+                PARTS=self._rows.parts(tile.columns),
+                COLUMNS=self.weight.columns,
                 KIND=self._rows.kind,
                 num_warps=tile.warps,
             )
@@ -74,27 +73,22 @@ def _linear(
     bias,
     y,
     outputs,
-    columns,
     BIASED: tl.constexpr,
     BATCH: tl.constexpr,
-    PADDED: tl.constexpr,
     ROWS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     KIND: tl.constexpr,
 ):
     """One program computes ROWS outputs of all rows of x."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < outputs
     found = row_products(
-        data, scales, data_stride, scale_stride, row.to(tl.int64), inside, x, columns,
-        BATCH, PADDED, ROWS, GROUPS, STAGES, KIND,
+        data, scales, data_stride, scale_stride, row.to(tl.int64), inside, x, False, BATCH, ROWS,
+        PARTS, COLUMNS, KIND,
     )  # fmt: skip
+    added = tl.zeros([ROWS], dtype=tl.float32)
     if BIASED:
-        found += tl.load(bias + row, mask=inside, other=0.0)[:, None]
-    batch = tl.arange(0, PADDED)
-    tl.store(
-        y + batch[None, :] * outputs + row[:, None],
-        found,
-        mask=inside[:, None] & (batch < BATCH)[None, :],
-    )
+        added = tl.load(bias + row, mask=inside, other=0.0)
+    for b in tl.static_range(BATCH):
+        tl.store(y + b * outputs + row, found[b] + added, mask=inside)

@@ -19,23 +19,21 @@ class GpuLowRank(GpuChooser):
         self._inward = GpuLinear(predictor.inward, None)
         self._outward = rows_of(predictor.outward)
         self._bias = predictor.bias.detach()
-        self._tile = tile or RowTile.of(predictor.rank)
+        self._tile = tile
 
     def _choose(self, x: Tensor, chosen: Tensor) -> None:
         batch, neurons = chosen.shape
-        tile = self._tile
+        tile = self._tile or RowTile.of(batch)
         _reach[(triton.cdiv(neurons, tile.rows),)](
             self._inward(x),
             *self._outward.arguments,
             self._bias,
             chosen,
             neurons,
-            self._outward.columns,
             BATCH=batch,
-            PADDED=triton.next_power_of_2(batch),
             ROWS=tile.rows,
-            GROUPS=tile.groups,
-            STAGES=tile.stages,
+            PARTS=self._outward.parts(tile.columns),
+            COLUMNS=self._outward.columns,
             KIND=self._outward.kind,
             num_warps=tile.warps,
         )
@@ -51,25 +49,20 @@ def _reach(
     bias,
     chosen,
     neurons,
-    rank,
     BATCH: tl.constexpr,
-    PADDED: tl.constexpr,
     ROWS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """One program decides on ROWS neurons for all rows of z [BATCH, rank]."""
+    """One program decides on ROWS neurons for all rows of z [BATCH, COLUMNS]."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < neurons
     logit = row_products(
-        data, scales, data_stride, scale_stride, row.to(tl.int64), inside, z, rank,
-        BATCH, PADDED, ROWS, GROUPS, STAGES, KIND,
+        data, scales, data_stride, scale_stride, row.to(tl.int64), inside, z, False, BATCH, ROWS,
+        PARTS, COLUMNS, KIND,
     )  # fmt: skip
-    logit += tl.load(bias + row, mask=inside, other=0.0)[:, None]
-    batch = tl.arange(0, PADDED)
-    tl.store(
-        chosen + batch[None, :] * neurons + row[:, None],
-        (~(logit < 0)).to(tl.uint8),
-        mask=inside[:, None] & (batch < BATCH)[None, :],
-    )
+    added = tl.load(bias + row, mask=inside, other=0.0)
+    for b in tl.static_range(BATCH):
+        reached = ~(logit[b] + added < 0)
+        tl.store(chosen + b * neurons + row, reached.to(tl.uint8), mask=inside)

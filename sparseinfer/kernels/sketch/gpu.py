@@ -34,11 +34,11 @@ class GpuSketch(GpuChooser):
         self._threshold = threshold.detach()
         self._biases = gate_bias, up_bias
         self._phi, self._psi = phi, psi
-        self._tile = tile or RowTile.of(sketch.shape[1])
+        self._tile = tile
 
     def _choose(self, x: Tensor, chosen: Tensor) -> None:
         batch, neurons = chosen.shape
-        tile = self._tile
+        tile = self._tile or RowTile.of(batch)
         gate_bias, up_bias = self._biases
         _estimate[(triton.cdiv(neurons, tile.rows),)](
             rounded_input(x) if self._rounds else x,
@@ -49,16 +49,14 @@ class GpuSketch(GpuChooser):
             self._threshold,
             chosen,
             neurons,
-            self._gate.columns,
             PHI=self._phi,
             PSI=self._psi,
             GATE_BIASED=gate_bias is not None,
             UP_BIASED=up_bias is not None,
             BATCH=batch,
-            PADDED=triton.next_power_of_2(batch),
             ROWS=tile.rows,
-            GROUPS=tile.groups,
-            STAGES=tile.stages,
+            PARTS=self._gate.parts(tile.columns),
+            COLUMNS=self._gate.columns,
             KIND=self._gate.kind,
             num_warps=tile.warps,
         )
@@ -116,16 +114,14 @@ def _estimate(
     threshold,
     chosen,
     neurons,
-    columns,
     PHI: tl.constexpr,
     PSI: tl.constexpr,
     GATE_BIASED: tl.constexpr,
     UP_BIASED: tl.constexpr,
     BATCH: tl.constexpr,
-    PADDED: tl.constexpr,
     ROWS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     KIND: tl.constexpr,
 ):
     """One program decides on ROWS neurons for all rows of x."""
@@ -133,22 +129,21 @@ def _estimate(
     inside = row < neurons
     where = row.to(tl.int64)
     g = row_products(
-        gate_data, gate_scales, gate_data_stride, gate_scale_stride, where, inside, x, columns,
-        BATCH, PADDED, ROWS, GROUPS, STAGES, KIND,
+        gate_data, gate_scales, gate_data_stride, gate_scale_stride, where, inside, x, False, BATCH,
+        ROWS, PARTS, COLUMNS, KIND,
     )  # fmt: skip
     u = row_products(
-        up_data, up_scales, up_data_stride, up_scale_stride, where, inside, x, columns,
-        BATCH, PADDED, ROWS, GROUPS, STAGES, KIND,
+        up_data, up_scales, up_data_stride, up_scale_stride, where, inside, x, False, BATCH,
+        ROWS, PARTS, COLUMNS, KIND,
     )  # fmt: skip
+    more_g = tl.zeros([ROWS], dtype=tl.float32)
+    more_u = tl.zeros([ROWS], dtype=tl.float32)
     if GATE_BIASED:
-        g += tl.load(gate_bias + row, mask=inside, other=0.0)[:, None]
+        more_g = tl.load(gate_bias + row, mask=inside, other=0.0)
     if UP_BIASED:
-        u += tl.load(up_bias + row, mask=inside, other=0.0)[:, None]
-    estimate = tl.abs(phi_of(g, PHI) * psi_of(u, PSI))
+        more_u = tl.load(up_bias + row, mask=inside, other=0.0)
     least = tl.load(threshold + row, mask=inside, other=0.0)
-    batch = tl.arange(0, PADDED)
-    tl.store(
-        chosen + batch[None, :] * neurons + row[:, None],
-        (~(estimate < least[:, None])).to(tl.uint8),
-        mask=inside[:, None] & (batch < BATCH)[None, :],
-    )
+    for b in tl.static_range(BATCH):
+        estimate = tl.abs(phi_of(g[b] + more_g, PHI) * psi_of(u[b] + more_u, PSI))
+        reached = ~(estimate < least)
+        tl.store(chosen + b * neurons + row, reached.to(tl.uint8), mask=inside)

@@ -11,7 +11,7 @@ from matrices import poison
 
 from sparseinfer.kernels.gated_ffn import FfnWeights
 from sparseinfer.kernels.gated_ffn.gpu import GpuGatedFfn
-from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTiles
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTile
 from sparseinfer.kernels.gated_ffn.reference import choose, gated_ffn
 from sparseinfer.kernels.gpu_rows import RowTile
 from sparseinfer.kernels.lowrank import LowRank
@@ -28,8 +28,8 @@ from sparseinfer.kernels.sketch.gpu import GpuSketch, rounded_input
 from sparseinfer.kernels.sketch.matrix import side_by_side
 from sparseinfer.kernels.sketch.reference import estimates
 
-TILE = RowTile(16, 16, 1, 1)
-TILES = FfnTiles(TILE, 32, TILE, per_processor=1)
+TILE = RowTile(rows=16)
+FFN_TILE = FfnTile(rows=16, per_processor=1)
 NAMES = ("phi", "psi", "gate_bias", "up_bias")
 
 
@@ -134,7 +134,7 @@ def test_the_ffn_computes_candidates_alone(kind):
         weights = replace(weights, predictor=predictor)
     weights = replace(weights, threshold=threshold)
     want, chosen = gated_ffn(x, weights), choose(x, weights)
-    found = GpuGatedFfn(ffn_to_gpu(weights), TILES)(x.to(DEVICE))
+    found = GpuGatedFfn(ffn_to_gpu(weights), FFN_TILE)(x.to(DEVICE))
     assert found.gates is not None
     assert torch.equal(found.gates.cpu(), want.gates)
     assert 0 < int(chosen.sum()) < chosen.numel()
@@ -144,7 +144,7 @@ def test_the_ffn_computes_candidates_alone(kind):
     bad = {"down": poison(weights.down, unread)}
     if kind != "planes":
         bad |= {name: poison(getattr(weights, name), unread) for name in ("gate", "up")}
-    again = GpuGatedFfn(ffn_to_gpu(replace(weights, **bad)), TILES)(x.to(DEVICE))
+    again = GpuGatedFfn(ffn_to_gpu(replace(weights, **bad)), FFN_TILE)(x.to(DEVICE))
     assert torch.equal(again.y, found.y)
 
 
@@ -155,7 +155,7 @@ def test_bad_input_shows_in_the_output():
         weights = replace(weights, threshold=torch.full((20,), 0.1))
         x = normal(2, 40)
         x[1, 7] = torch.nan
-        y = GpuGatedFfn(ffn_to_gpu(weights), TILES)(x.to(DEVICE)).y
+        y = GpuGatedFfn(ffn_to_gpu(weights), FFN_TILE)(x.to(DEVICE)).y
         assert torch.isfinite(y[0]).all()
         assert torch.isnan(y[1]).all()
 

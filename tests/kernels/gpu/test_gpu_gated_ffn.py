@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from ffn_oracle import VARIANTS, Answer, case, oracle, small
@@ -13,27 +12,19 @@ from matrices import poison, relative
 
 from sparseinfer.kernels.gated_ffn import FfnOutput, FfnWeights
 from sparseinfer.kernels.gated_ffn.gpu import GpuGatedFfn
-from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTiles
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTile
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn
-from sparseinfer.kernels.gpu_gather import GatherTile
-from sparseinfer.kernels.gpu_rows import RowTile
 from sparseinfer.kernels.matrix import Matrix
 
 # Few programs and large tiles: the interpreter's time grows with the number of operations.
-TILES = FfnTiles(
-    gate=RowTile(16, 4, 1, 1),
-    segment=32,
-    neuron=RowTile(16, 4, 1, 1),
-    per_processor=1,
-    down=GatherTile(rows=16, groups=4, per_processor=1),
-)
-SPLIT = replace(TILES, fused=0)
+TILE = FfnTile(rows=16, per_processor=1)
+NARROW = FfnTile(rows=4, columns=64, per_processor=2)
 
 
-def run(weights: FfnWeights, x: torch.Tensor, candidates=None, tiles: FfnTiles = TILES):
+def run(weights: FfnWeights, x: torch.Tensor, candidates=None, tile: FfnTile = TILE):
     """What the GPU kernels return, on the CPU."""
     chosen = None if candidates is None else candidates.to(DEVICE)
-    found = GpuGatedFfn(ffn_to_gpu(weights), tiles)(x.to(DEVICE), chosen)
+    found = GpuGatedFfn(ffn_to_gpu(weights), tile)(x.to(DEVICE), chosen)
     return FfnOutput(*(None if part is None else part.cpu() for part in found))
 
 
@@ -80,13 +71,13 @@ def test_gate_first_for_every_activation(phi, psi, number):
 
 
 @pytest.mark.parametrize("format", ["fp32", "int8", "int4"])
-@pytest.mark.parametrize("tiles", [TILES, SPLIT], ids=["fused", "split"])
-def test_formats(format, tiles):
+@pytest.mark.parametrize("tile", [TILE, NARROW], ids=["wide", "narrow"])
+def test_formats(format, tile):
     x, weights = case(70, 50, format=format, density=0.4, rows=3, bias=True, seed=1)
     answer = oracle(x, weights, rounds_inputs=False)
-    found = run(weights, x, tiles=tiles)
+    found = run(weights, x, tile=tile)
     answer.check(found)
-    assert torch.equal(run(spoiled(weights, answer), x, tiles=tiles).y, found.y)
+    assert torch.equal(run(spoiled(weights, answer), x, tile=tile).y, found.y)
 
 
 def test_fp16():
@@ -99,18 +90,18 @@ def test_fp16():
 
 
 @pytest.mark.parametrize(
-    ("density", "tiles"), [(0, TILES), (0.3, TILES), (0.3, SPLIT), (1, SPLIT), (1, TILES)]
+    ("density", "tile"), [(0, TILE), (0.3, TILE), (0.3, NARROW), (1, NARROW), (1, TILE)]
 )
-def test_candidates(density, tiles):
+def test_candidates(density, tile):
     x, weights = case(70, 50, phi="relu", density=0.6, rows=3, bias=True)
     candidates = torch.rand(3, 50, generator=torch.Generator().manual_seed(1)) < density
     want = gated_ffn(x, weights, candidates)
-    found = run(weights, x, candidates, tiles)
+    found = run(weights, x, candidates, tile)
     agrees(found, want)
     assert found.gates.tolist() == candidates.sum(1).tolist()
     unread = ~candidates.any(0)
     bad = {name: poison(getattr(weights, name), unread) for name in ("gate", "up", "down")}
-    assert torch.equal(run(replace(weights, **bad), x, candidates, tiles).y, found.y)
+    assert torch.equal(run(replace(weights, **bad), x, candidates, tile).y, found.y)
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
@@ -120,41 +111,30 @@ def test_candidates_of_quantised_weights(format):
     agrees(run(weights, x, candidates), gated_ffn(x, weights, candidates))
 
 
-@pytest.mark.parametrize("tiles", [TILES, SPLIT], ids=["fused", "split"])
-def test_every_row_has_a_mask_of_its_own(tiles):
+@pytest.mark.parametrize("tile", [TILE, NARROW], ids=["wide", "narrow"])
+def test_every_row_has_a_mask_of_its_own(tile):
     x, weights = case(33, 40, phi="relu", psi="relu", density=0.2, rows=17)
-    together = run(weights, x, tiles=tiles)
+    together = run(weights, x, tile=tile)
     answer = oracle(x, weights, rounds_inputs=False)
     answer.check(together)
     assert len({tuple(mask) for mask in answer.keep.tolist()}) > 10
     for row in (0, 16):
-        alone = run(weights, x[row : row + 1], tiles=tiles)
+        alone = run(weights, x[row : row + 1], tile=tile)
         assert torch.equal(alone.counts[0], together.counts[row])
         assert relative(alone.y[0], together.y[row]) < 1e-6
 
 
-def test_a_row_does_not_see_what_another_needs():
-    x, weights = case(40, 33, phi="relu", density=1, rows=2)
-    fires = oracle(x, weights).keep
-    only_first = torch.from_numpy(np.logical_and(fires[0], ~fires[1]))
-    assert only_first.any()
-    for tiles in (TILES, SPLIT):
-        y = run(replace(weights, down=poison(weights.down, only_first)), x, tiles=tiles).y
-        assert torch.isnan(y[0]).all()
-        assert torch.isfinite(y[1]).all()
-
-
-def test_default_tiles():
+def test_the_default_tile():
     x, weights = case(70, 35, density=0.5, rows=2)
     answer = oracle(x, weights, rounds_inputs=False)
-    answer.check(run(weights, x, tiles=FfnTiles.of(70)))
+    answer.check(run(weights, x, tile=FfnTile()))
 
 
 def test_a_threshold_that_is_met_exactly_is_reached_and_may_change_in_place():
     ones = torch.ones(3, 2)
     gate = torch.tensor([[1.0, 0], [0, 1.0], [-1.0, 0]])
     weights = ffn_to_gpu(small(gate, ones, ones, torch.tensor([2.0, 3.001, 0.0]), "relu", "id"))
-    op = GpuGatedFfn(weights, TILES)
+    op = GpuGatedFfn(weights, TILE)
     x = torch.tensor([[2.0, 3.0]], device=DEVICE)
     found = op(x)
     assert (found.y.tolist(), found.counts.tolist()) == ([[10.0, 10.0]], [[1, 1]])
@@ -166,21 +146,21 @@ def test_a_threshold_that_is_met_exactly_is_reached_and_may_change_in_place():
     assert torch.isnan(op(x).y).all()
 
 
-@pytest.mark.parametrize("tiles", [TILES, SPLIT], ids=["fused", "split"])
-def test_thresholds_on_the_inputs_of_down(tiles):
+@pytest.mark.parametrize("tile", [TILE, NARROW], ids=["wide", "narrow"])
+def test_thresholds_on_the_inputs_of_down(tile):
     x, weights = case(40, 50, phi="relu", density=0.6, rows=2)
     h = gated_ffn(x, weights)
     weights = replace(weights, down_input=torch.full((50,), 0.2))
     want = gated_ffn(x, weights)
     assert (want.counts[:, 1] < h.counts[:, 1]).all()
-    found = run(weights, x, tiles=tiles)
+    found = run(weights, x, tile=tile)
     agrees(found, want)
     assert torch.equal(found.inputs, want.inputs)
 
 
 def test_two_calls_give_the_same_bits():
     x, weights = case(70, 50, density=0.5, rows=4)
-    op, moved_x = GpuGatedFfn(ffn_to_gpu(weights), SPLIT), x.to(DEVICE)
+    op, moved_x = GpuGatedFfn(ffn_to_gpu(weights), NARROW), x.to(DEVICE)
     first, second = op(moved_x), op(moved_x)
     assert torch.equal(first.y, second.y)
     assert torch.equal(first.counts, second.counts)

@@ -13,18 +13,14 @@ from matrices import poison, relative
 
 from sparseinfer.kernels.gated_ffn import FfnOutput, FfnWeights
 from sparseinfer.kernels.gated_ffn.gpu import GpuGatedFfn
-from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTiles
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTile
 from sparseinfer.kernels.gated_ffn.gpu_rules import GpuAllGates, gpu_ffn
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn
-from sparseinfer.kernels.gpu_gather import GatherTile
-from sparseinfer.kernels.gpu_rows import RowTile
 from sparseinfer.kernels.matrix import Matrix
 from sparseinfer.kernels.quantize import quantize
 
 H, I = 70, 90  # noqa: E741 - the project's names of the two sizes
-TILE = RowTile(16, 4, 1, 1)
-TILES = FfnTiles(TILE, 32, TILE, per_processor=1, down=GatherTile(16, 4, per_processor=1))
-SPLIT = replace(TILES, fused=0)
+TILE = FfnTile(rows=16, per_processor=1)
 
 
 def by_input(matrix: Matrix) -> Matrix:
@@ -59,9 +55,9 @@ def made(rule: str, format="bf16", rows: int = 3, **rest) -> tuple[torch.Tensor,
     return x, replace(weights, **RULES[rule](weights))
 
 
-def run(weights: FfnWeights, x: torch.Tensor, tiles: FfnTiles = TILES) -> FfnOutput:
+def run(weights: FfnWeights, x: torch.Tensor) -> FfnOutput:
     """What the GPU kernels return, on the CPU."""
-    found = gpu_ffn(ffn_to_gpu(weights), tiles)(x.to(DEVICE))
+    found = gpu_ffn(ffn_to_gpu(weights), TILE)(x.to(DEVICE))
     return FfnOutput(*(None if part is None else part.cpu() for part in found))
 
 
@@ -76,10 +72,10 @@ def agrees(found: FfnOutput, want: FfnOutput) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("tiles", [TILES, SPLIT], ids=["fused", "split"])
-def test_every_rule(rule, tiles):
-    x, weights = made(rule, phi="silu" if tiles is TILES else "relu2")
-    agrees(run(weights, x, tiles), gated_ffn(x, weights))
+@pytest.mark.parametrize("phi", ["silu", "relu2"])
+def test_every_rule(rule, phi):
+    x, weights = made(rule, phi=phi)
+    agrees(run(weights, x), gated_ffn(x, weights))
 
 
 @pytest.mark.parametrize("format", ["fp32", "int8", "int4"])
@@ -93,7 +89,7 @@ def test_candidates_with_thresholds_on_inputs():
     x, weights = made("inputs")
     candidates = torch.rand(3, I, generator=torch.Generator().manual_seed(1)) < 0.4
     want = gated_ffn(x, weights, candidates)
-    found = GpuGatedFfn(ffn_to_gpu(weights), TILES)(x.to(DEVICE), candidates.to(DEVICE))
+    found = GpuGatedFfn(ffn_to_gpu(weights), TILE)(x.to(DEVICE), candidates.to(DEVICE))
     assert relative(found.y.cpu(), want.y) < 1e-5
     assert found.inputs is not None
     assert found.gates is not None
@@ -149,7 +145,7 @@ def test_thresholds_may_change_in_place():
     for rule in ("top-k", "inputs"):
         x, weights = made(rule)
         moved = ffn_to_gpu(weights)
-        op = gpu_ffn(moved, TILES)
+        op = gpu_ffn(moved, TILE)
         assert (op(x.to(DEVICE)).counts > 0).all()
         moved.threshold.fill_(torch.inf)
         assert not op(x.to(DEVICE)).counts.any()

@@ -7,9 +7,8 @@ import torch
 from gpu_cases import DEVICE, gpu_matrix, moved, normal
 from matrices import bundle, poison
 
-from sparseinfer.kernels.gpu_gather import GatherTile
 from sparseinfer.kernels.matrix import Matrix
-from sparseinfer.kernels.sparse_input_linear.gpu import GpuSparseInputLinear
+from sparseinfer.kernels.sparse_input_linear.gpu import GatherTile, GpuSparseInputLinear
 from sparseinfer.kernels.sparse_input_linear.reference import sparse_input_linear
 
 FORMATS = ("fp32", "bf16", "fp16", "int8", "int4")
@@ -42,7 +41,7 @@ def test_values_and_reads(format, inputs, outputs, rows, density):
     check(x, weight, thresholds(x, density), bias)
 
 
-@pytest.mark.parametrize("tile", [GatherTile(4, 1, 32, 1, 1), GatherTile(16, 2, 128, 2, 5)])
+@pytest.mark.parametrize("tile", [GatherTile(4, 64, 1, 1), GatherTile(16, 256, 2, 5)])
 def test_every_tile_computes_the_same(tile):
     x, weight = normal(2, 50), gpu_matrix(50, 70, "bf16")
     check(x, weight, thresholds(x, 0.4), tile=tile)
@@ -64,15 +63,6 @@ def test_rows_of_dropped_inputs_are_not_read(format):
     found = GpuSparseInputLinear(bad, threshold.to(DEVICE), None)(x.to(DEVICE))
     assert torch.equal(found.y, clean.y)
     assert torch.equal(found.reads, clean.reads)
-
-
-def test_one_row_does_not_see_what_another_needs():
-    x, weight = normal(3, 40), gpu_matrix(40, 30, "bf16")
-    x[0, 5] = x[2, 5] = 0.0
-    bad = poison(weight, torch.arange(40, device=DEVICE) == 5)
-    y = GpuSparseInputLinear(bad, torch.zeros(40, device=DEVICE), None)(x.to(DEVICE)).y
-    assert torch.isnan(y[1]).all()
-    assert torch.isfinite(y[[0, 2]]).all()
 
 
 def test_the_threshold_is_inclusive_and_nan_passes_it():

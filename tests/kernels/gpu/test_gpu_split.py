@@ -14,8 +14,8 @@ from matrices import NEAR, relative
 from test_gpu_decoder import SMALL, Batch
 
 from sparseinfer.kernels.exchange import Exchange
-from sparseinfer.kernels.gated_ffn.gpu import FfnTiles
 from sparseinfer.kernels.gated_ffn.gpu_guide import GpuGuide
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTile
 from sparseinfer.kernels.gated_ffn.gpu_rules import gpu_ffn
 from sparseinfer.kernels.gated_ffn.guide import GuideWeights
 from sparseinfer.kernels.gated_ffn.parts import LayerParts
@@ -27,8 +27,8 @@ from sparseinfer.kernels.segments import Segments
 from sparseinfer.kernels.threads import CpuPool
 
 POOL = CpuPool(1)
-TILE = RowTile(32, 4, 1, 1)
-TILES = FfnTiles(gate=TILE, segment=32, neuron=RowTile(16, 4, 1, 1), per_processor=1)
+TILE = RowTile(rows=32)
+FFN_TILE = FfnTile(rows=16, per_processor=1)
 SOME = torch.tensor([0, 3, 4, 9, 20, 21, 48])
 GUIDABLE = [name for name in VARIANTS if name != "planes"]
 
@@ -36,7 +36,7 @@ GUIDABLE = [name for name in VARIANTS if name != "planes"]
 def split(weights, hot, guided, rows=16):
     parts = LayerParts(weights, hot, DEVICE, guided=guided)
     exchange = Exchange(rows, HIDDEN, NEURONS, DEVICE)
-    return parts.op(partial(gpu_ffn, tiles=TILES), partial(GpuGuide, tile=TILE), exchange, POOL)
+    return parts.op(partial(gpu_ffn, tile=FFN_TILE), partial(GpuGuide, tile=TILE), exchange, POOL)
 
 
 @pytest.mark.parametrize("name", GUIDABLE)

@@ -9,9 +9,9 @@ import torch
 from gpu_cases import DEVICE, ffn_to_gpu, gpu_matrix, normal
 
 from sparseinfer.kernels.gated_ffn import FfnWeights
-from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTiles
+from sparseinfer.kernels.gated_ffn.gpu_neurons import FfnTile
 from sparseinfer.kernels.gated_ffn.gpu_rules import gpu_ffn
-from sparseinfer.kernels.gated_ffn.gpu_tiles import fastest_tiles, gate_choices, neuron_choices
+from sparseinfer.kernels.gated_ffn.gpu_tiles import choices, fastest_tile
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn
 from sparseinfer.kernels.gpu_tuning import TuningCache
 
@@ -25,36 +25,31 @@ def weights():
     return FfnWeights(*matrices, torch.full((INNER,), 0.3, device=DEVICE), "silu", "id")
 
 
-def test_the_fastest_choices_are_kept_on_disk(weights, tmp_path):
-    gates = gate_choices(FfnTiles.of(HIDDEN))
-    wanted = neuron_choices(gates[2])[-1]
+def test_the_fastest_choice_is_kept_on_disk(weights, tmp_path):
+    tiles = choices(1)
+    asked = []
 
     def time(calls):
-        tiles = calls[0].func.tiles
-        asked.append(tiles)
-        return float((tiles.gate, tiles.segment) != (wanted.gate, wanted.segment)) + float(
-            (tiles.neuron, tiles.per_processor) != (wanted.neuron, wanted.per_processor)
-        )
+        asked.append(len(calls))
+        return float(len(asked) != 3)
 
-    asked: list[FfnTiles] = []
     cache = TuningCache(tmp_path, "GPU X", "3.6.0")
-    assert fastest_tiles([weights, weights], X, cache, time) == wanted
-    assert len(asked) == len(gates) + len(neuron_choices(wanted))
+    assert fastest_tile([weights, weights], X, cache, time) == tiles[2]
+    assert asked == [2] * len(tiles)
     again = TuningCache(tmp_path, "GPU X", "3.6.0")
     asked.clear()
-    assert fastest_tiles([weights], X, again, time) == wanted
+    assert fastest_tile([weights], X, again, time) == tiles[2]
     assert not asked
-    other = replace(weights, phi="relu")
-    fastest_tiles([other], X, again, time)
+    fastest_tile([replace(weights, phi="relu")], X, again, time)
     assert asked  # another rule is measured for itself
 
 
-@pytest.mark.parametrize("which", [gate_choices, neuron_choices])
-def test_every_choice_computes_the_same(weights, which):
+def test_every_choice_computes_the_same(weights):
     want = gated_ffn(X, weights)
-    choices = which(FfnTiles.of(HIDDEN))
-    assert len(set(choices)) == len(choices)
-    for tiles in choices[:: 1 if DEVICE.type == "cuda" else 3]:
-        found = gpu_ffn(ffn_to_gpu(weights), tiles)(X)
+    tiles = choices(1)
+    assert tiles[0] == FfnTile.of(1)
+    assert len(set(tiles)) == len(tiles)
+    for tile in tiles[:: 1 if DEVICE.type == "cuda" else 5]:
+        found = gpu_ffn(ffn_to_gpu(weights), tile)(X)
         assert torch.equal(found.counts, want.counts)
         torch.testing.assert_close(found.y, want.y, atol=1e-5, rtol=1e-4)
