@@ -59,7 +59,7 @@ def row_codes(
     mask = wanted[:, None]
     if FIRST + BYTES * FIELDS > END:
         mask = mask & (place < END // FIELDS)
-    shape: tl.constexpr = [ROWS, BYTES // RUN, RUN]
+    shape: tl.constexpr = [ROWS, BYTES // RUN, RUN]  # pyright: ignore[reportAssignmentType]
     found = tl.reshape(tl.load(start[:, None] + place, mask=mask, other=0), shape)
     above = found
     if KIND == "planes":

@@ -196,8 +196,8 @@ def row_tile(
         codes = row_codes(
             start, high, wanted, FIRST, WIDTH // FIELDS, SPAN, END, HELD, ROWS, KIND, FIELDS
         )
-        SKETCH: tl.constexpr = (KIND == "sketch2") or (KIND == "sketch3") or (KIND == "sketch4")
-        GROUP: tl.constexpr = 64 if SKETCH else 32
+        SKETCH: tl.constexpr = (KIND == "sketch2") or (KIND == "sketch3") or (KIND == "sketch4")  # pyright: ignore[reportAssignmentType]
+        GROUP: tl.constexpr = 64 if SKETCH else 32  # pyright: ignore[reportAssignmentType]
         values = ()
         for field in tl.static_range(FIELDS):
             column = field_columns(tl.arange(0, WIDTH // SHARE), FIRST, SPAN, FIELDS) + field * SPAN
@@ -227,7 +227,7 @@ def _pair(left, right):
     if len(left.shape) == 2:
         return tl.reshape(tl.permute(both, 0, 2, 1), [left.shape[0], 2 * left.shape[1]])
     else:
-        shape: tl.constexpr = [left.shape[0], left.shape[1], 2 * left.shape[2]]
+        shape: tl.constexpr = [left.shape[0], left.shape[1], 2 * left.shape[2]]  # pyright: ignore[reportAssignmentType]
         return tl.reshape(tl.permute(both, 0, 1, 3, 2), shape)
 
 

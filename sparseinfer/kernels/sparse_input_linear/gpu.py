@@ -167,7 +167,7 @@ def _sum_inputs(
 ):
     """One program adds up one part of the columns of its own inputs, at most OWN."""
     WIDTH: tl.constexpr = PARTS[0][1]
-    FIELDS: tl.constexpr = 2 if KIND == "int4" else 1
+    FIELDS: tl.constexpr = 2 if KIND == "int4" else 1  # pyright: ignore[reportAssignmentType]
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     part = tl.program_id(1)
