@@ -1,10 +1,12 @@
 """Runs a model: token ids in, token ids and logits out. Knows no text.
 
-Reading order: `rope`, `cache`, `counts`, `cpu` (the runner), `reference` (the one without native
-kernels), `runner` (which of them), `settings` and `prompt` (what is checked first), `passes`
-(tokens through a runner, counted), `sampling`, `generation` (the decode loop), `batch`, `rules`
-(what may change while a model is in memory), `predictor` (one from disk), `model` (the public
-`Model`) and `loading` (`load`). Weights come from `sparseinfer.packed`.
+Reading order: `rope`, `cache`, `counts`, `parts` (work that can be interrupted), `cpu` (the
+runner), `reference` (the one without native kernels), `runner` (which of them), `settings` and
+`prompt` (what is checked first), `passes` (tokens through a runner, counted), `sampling`,
+`penalties` and `logprobs`, `generation` (the decode loop), `scheduling` (many requests at once; a
+reading order of its own), `batch`, `rules` (what may change while a model is in memory),
+`predictor` (one from disk), `model` (the public `Model`) and `loading` (`load`). Weights come from
+`sparseinfer.packed`.
 """
 
 from sparseinfer.engine.generation import Generation

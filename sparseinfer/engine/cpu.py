@@ -13,6 +13,7 @@ import torch
 
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
+from sparseinfer.engine.parts import ForwardParts, finish
 from sparseinfer.engine.prefill import Prefill
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.decoder.cpu import (
@@ -107,10 +108,17 @@ class CpuRunner:
         Returns:
             logits [T or 1, V] fp32, and counts, see `sparseinfer.engine.counts`.
         """
+        return finish(self.forward_in_parts(ids, cache, all_logits=all_logits))
+
+    def forward_in_parts(
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+    ) -> ForwardParts:
+        """`forward`, between whose parts other sequences may be computed. The cache is as long as
+        before until the last of them; it stays so where the rest is never done."""
         tokens = ids.shape[0]
         cache.reserve(tokens)
         if tokens > NATIVE_ROWS:
-            logits, rows = self._prefill(ids, cache, all_logits=all_logits)
+            logits, rows = yield from self._prefill(ids, cache, all_logits=all_logits)
         else:
             start = cache.length
             new = [

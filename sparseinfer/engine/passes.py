@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import get_args
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.counts import Counter
 from sparseinfer.engine.cpu import NATIVE_ROWS
+from sparseinfer.engine.parts import Parts
 from sparseinfer.engine.runner import Runner
 from sparseinfer.engine.settings import Phase
 from sparseinfer.engine.torch_threads import torch_threads
@@ -52,11 +54,22 @@ class Passes:
         """What a counter of these weights says."""
         return counter.counts(self._weights.input_thresholds, self._weights.candidate_reads)
 
-    def prompt_chunk(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool = False
-    ) -> torch.Tensor:
-        """Appends ids [T] of a prompt; logits [1, V] of the last position, or [T, V] of all."""
-        return self._forward(ids, cache, [self.counters["prefill"]], all_logits=all_logits)
+    def prompt_parts(
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+    ) -> Parts[torch.Tensor]:
+        """Appends ids [T] of a prompt, a part after the other (`Runner.forward_in_parts`); logits
+        [1, V] of the last position, or [T, V] of all."""
+        parts = self.runner.forward_in_parts(ids, cache, all_logits=all_logits)
+        while True:
+            with self._torch(ids.shape[0]):
+                try:
+                    next(parts)
+                except StopIteration as done:
+                    logits, counts = done.value
+                    break
+            yield
+        self.counters["prefill"].add(counts, ids.shape[0])
+        return logits
 
     def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> torch.Tensor:
         """One token for each of several sequences; logits [B, V]."""
@@ -91,11 +104,16 @@ class Passes:
     def _forward(
         self, ids: torch.Tensor, cache: KVCache, counters: Sequence[Counter], *, all_logits: bool
     ) -> torch.Tensor:
-        # In decode torch does only small operations between native kernels: its own threads would
-        # spin on the cores that those need.
-        threads = self._threads if ids.shape[0] > NATIVE_ROWS else 1
-        with torch_threads(threads), torch.inference_mode():
+        with self._torch(ids.shape[0]):
             logits, counts = self.runner.forward(ids, cache, all_logits=all_logits)
         for counter in counters:
             counter.add(counts, ids.shape[0])
         return logits
+
+    @contextmanager
+    def _torch(self, tokens: int) -> Iterator[None]:
+        # In decode torch does only small operations between native kernels: its own threads would
+        # spin on the cores that those need.
+        threads = self._threads if tokens > NATIVE_ROWS else 1
+        with torch_threads(threads), torch.inference_mode():
+            yield

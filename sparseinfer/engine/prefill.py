@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.counts import layer_counts
+from sparseinfer.engine.parts import ForwardParts
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.attention.prefill import attend
 from sparseinfer.kernels.decoder.cpu import AttentionShape
@@ -44,10 +45,9 @@ class Prefill:
         self._exact = Gemm("fp32", pool)
         self._last_logits = CpuLinear(weights.head, None, pool)
 
-    def __call__(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores keys and values of ids [T] behind those of the cache, which has room for them.
+    def __call__(self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool) -> ForwardParts:
+        """Stores keys and values of ids [T] behind those of the cache, which has room for them. A
+        part is a layer, or the head.
 
         Returns:
             logits [T or 1, V] fp32, and counts, see `sparseinfer.engine.counts`.
@@ -76,6 +76,7 @@ class Prefill:
             ffn = gated_ffn(self._normed(hidden, layer.ffn_norm), layer.ffn, self._gemm)
             hidden += ffn.y
             counts.append(layer_counts([*inward, outward], ffn))
+            yield
         norm, eps = self._weights.final_norm, config.rms_norm_eps
         logits = self._last_logits(rms_norm(hidden[-1:], norm, eps))
         if all_logits:

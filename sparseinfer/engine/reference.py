@@ -14,6 +14,7 @@ import torch
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.counts import layer_counts
+from sparseinfer.engine.parts import ForwardParts
 from sparseinfer.engine.prefill import embed, rms_norm
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.torch_threads import torch_threads
@@ -67,6 +68,13 @@ class ReferenceRunner:
         # Callers keep torch to one thread while decoding, which only native kernels want.
         with torch_threads(self._threads):
             return self._forward(ids, cache, all_logits)
+
+    def forward_in_parts(
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+    ) -> ForwardParts:
+        """As `sparseinfer.engine.cpu.CpuRunner.forward_in_parts`, in a single part."""
+        yield from ()
+        return self.forward(ids, cache, all_logits=all_logits)
 
     def step(
         self, ids: Sequence[int], caches: Sequence[KVCache]

@@ -12,6 +12,7 @@ import torch
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.cpu import CpuRunner
+from sparseinfer.engine.parts import ForwardParts
 from sparseinfer.engine.reference import ReferenceRunner
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.gemm import Math
@@ -34,6 +35,10 @@ class Runner(Protocol):
     def forward(
         self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def forward_in_parts(
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+    ) -> ForwardParts: ...
 
     def step(
         self, ids: Sequence[int], caches: Sequence[KVCache]

@@ -2,7 +2,7 @@
 
 Reading order: `request` (what is asked and answered), `check` (what is refused), `events` and
 `mask` (of a token), `slots` (caches, and what of them is used again), `sequence` (a request in a
-slot), `state` and `figures` (for whoever watches) and `scheduler`.
+slot), `prompts` (whose turn it is), `state` and `figures` (for whoever watches) and `scheduler`.
 """
 
 from sparseinfer.engine.cache import kv_bytes

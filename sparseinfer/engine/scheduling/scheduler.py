@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
@@ -16,6 +18,7 @@ from sparseinfer.engine import passes as passes_module
 from sparseinfer.engine.passes import Passes
 from sparseinfer.engine.scheduling.check import checked_request
 from sparseinfer.engine.scheduling.figures import Figures, Reads
+from sparseinfer.engine.scheduling.prompts import Prompts
 from sparseinfer.engine.scheduling.request import Finished, Sink, Ticket, TokenRequest
 from sparseinfer.engine.scheduling.sequence import Sequence
 from sparseinfer.engine.scheduling.slots import Slots
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from sparseinfer.engine.model import Model
 
 logger = logging.getLogger("sparseinfer")
+
+SLICE_SECONDS = 0.1
+"""Longest part of a prompt between two decode steps, where these take less time themselves."""
 
 
 class Scheduler:
@@ -49,6 +55,7 @@ class Scheduler:
         chunk_tokens: int | None = None,
         stop_ids: Collection[int] | None = None,
         prompts_first: bool = False,
+        slice_seconds: float | None = None,
     ) -> None:
         """
         Args:
@@ -59,6 +66,8 @@ class Scheduler:
             stop_ids: ids that end texts; default is the model's.
             prompts_first: a step computes all prompts that have a slot before it decodes: all of
                 a set is done sooner, but each waits longer for the others.
+            slice_seconds: after this time, or after as long as the last decode step took, a step
+                leaves the rest of a chunk to the next one; default is `SLICE_SECONDS`.
 
         Raises:
             ConfigError: slots or chunk_tokens below 1.
@@ -72,13 +81,15 @@ class Scheduler:
         self._chunk = chunk
         self._stop_ids = frozenset(model.stop_ids if stop_ids is None else stop_ids)
         self._prompts_first = prompts_first
+        self._slice_seconds = SLICE_SECONDS if slice_seconds is None else slice_seconds
+        self._decode_seconds = 0.0
+        """What the last decode step took."""
         self._slots = Slots(slots, chunk)
-        self._prompts: deque[Sequence] = deque()
-        """Requests whose prompts are not computed yet; the first one is next."""
+        self._figures = Figures()
+        self._prompts = Prompts(self._slots, chunk, self._figures, self._fail)
         self._running: list[Sequence] = []
         """Requests that have their prompts behind them."""
         self._admitted = 0
-        self._figures = Figures()
         self._lock = threading.Lock()
         """Guards what follows."""
         self._waiting: deque[Ticket] = deque()
@@ -118,8 +129,9 @@ class Scheduler:
                 self._waiting_cancelled += 1
 
     def step(self) -> bool:
-        """One unit of work: one chunk of one prompt, and one token for every request that has its
-        prompt behind it. False where there was nothing to do."""
+        """One unit of work: one chunk of one prompt, or the part of it that a slice of time holds,
+        and one token for every request that has its prompt behind it. False where there was nothing
+        to do."""
         with torch_threads(1), torch.inference_mode():
             self._drop_cancelled()
             self._admit()
@@ -166,64 +178,30 @@ class Scheduler:
             request = ticket.request
             try:
                 passes = self._model.passes(dense=request.dense)
-                slot = self._slots.take(ticket.ids, passes, reuse=not _computes_all(ticket))
+                reuse = request.prompt_logprobs is None
+                slot = self._slots.take(ticket.ids, passes, reuse=reuse)
             except Exception as error:  # no memory for a cache, or for the dense model's handle
                 self._figures.failed += 1
                 _tell(ticket, partial(ticket.sink.failed, error))
                 continue
             self._admitted += 1
             one = Sequence(self._admitted, ticket, slot, passes, self._stop_ids)
-            self._reused(one, slot.stored)
-            self._prompts.append(one)
+            self._prompts.add(one)
 
     def _prefill(self) -> bool:
-        """Computes a chunk of a prompt; says whether there was one."""
+        """Computes a chunk of a prompt, or a part of it; says whether there was one."""
+        slice_seconds = max(self._slice_seconds, self._decode_seconds)
+        until = math.inf if self._prompts_first else time.perf_counter() + slice_seconds
         worked = False
-        while (one := self._next_prompt()) is not None:
+        while (one := self._prompts.next()) is not None:
             worked = True
             reused = one.slot.logits is not None
-            if not reused and not self._compute_chunk(one):
-                continue
-            if one.slot.logits is None:
-                self._prompts.append(one)
-            else:
+            finished = reused or self._prompts.compute(one, until)
+            if one.slot.logits is not None:
                 self._start(one, one.slot.logits)
-            if not reused and not self._prompts_first:
+            if not finished or not (reused or self._prompts_first):
                 break
         return worked
-
-    def _next_prompt(self) -> Sequence | None:
-        """Takes the next request that must compute a chunk of its prompt, or has all of it, out of
-        the queue. Others that wait for a chunk in common with an earlier one go to its end."""
-        for _ in range(len(self._prompts)):
-            one = self._prompts.popleft()
-            if not _computes_all(one.ticket):
-                before = one.slot.stored
-                self._slots.fill(one.slot, one.ticket.ids)
-                self._reused(one, one.slot.stored - before)
-                if any(other.computes_for(one, self._chunk) for other in self._prompts):
-                    self._prompts.append(one)
-                    continue
-            return one
-        return None
-
-    def _reused(self, one: Sequence, tokens: int) -> None:
-        one.ticket.cached_tokens += tokens
-        self._figures.cached_tokens += tokens
-
-    def _compute_chunk(self, one: Sequence) -> bool:
-        """Says whether the request goes on."""
-        chunk = one.rest(self._chunk)
-        try:
-            logits = one.passes.prompt_chunk(
-                chunk, one.slot.cache, all_logits=_computes_all(one.ticket)
-            )
-            one.take_prompt(logits)
-        except Exception as error:  # fails this request alone
-            self._fail(one, error)
-            return False
-        self._figures.prompt_tokens += len(chunk)
-        return True
 
     def _start(self, one: Sequence, logits: torch.Tensor) -> None:
         """Begins to decode behind a prompt with these logits [V]."""
@@ -239,6 +217,7 @@ class Scheduler:
     def _decode(self) -> bool:
         """One token for each request that has its prompt behind it; says whether there was any."""
         running = list(self._running)
+        began = time.perf_counter()
         for passes, group in _groups(running):
             try:
                 logits = passes.step(
@@ -250,6 +229,7 @@ class Scheduler:
                 continue
             for one, row in zip(group, logits, strict=True):
                 self._advance(one, row)
+        self._decode_seconds = time.perf_counter() - began
         return bool(running)
 
     def _advance(self, one: Sequence, logits: torch.Tensor) -> None:
@@ -286,11 +266,6 @@ class Scheduler:
             self._prompts.remove(one)
         self._slots.release(one.slot, keep=keep)
         setattr(self._figures, how, getattr(self._figures, how) + 1)
-
-
-def _computes_all(ticket: Ticket) -> bool:
-    """Whether a request wants logits of its whole prompt, so that nothing can be reused."""
-    return ticket.request.prompt_logprobs is not None
 
 
 def _groups(running: list[Sequence]) -> Iterator[tuple[Passes, list[Sequence]]]:

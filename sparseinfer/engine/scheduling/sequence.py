@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseinfer.engine.parts import Parts
 from sparseinfer.engine.passes import Passes
 from sparseinfer.engine.sampling import Sampler
 from sparseinfer.engine.scheduling.events import events
@@ -48,6 +49,7 @@ class Sequence:
         self._request = request
         self._stop_ids = () if request.ignore_eos else stop_ids
         self._sampler = Sampler(request.sampling, torch.from_numpy(ticket.ids))
+        self._parts: Parts[Tensor] | None = None
         self._produced = 0
         self._began = time.perf_counter()
         self._first_at = self._last_at = 0.0
@@ -57,14 +59,44 @@ class Sequence:
         """Whether anything is to follow the prompt."""
         return self._request.max_tokens > 0
 
-    def rest(self, chunk: int) -> Tensor:
-        """The next ids of the prompt [T], at most `chunk`."""
-        begin = self.slot.stored
-        return torch.from_numpy(self.ticket.ids[begin : begin + chunk])
+    @property
+    def computes_all(self) -> bool:
+        """Whether the logits of the whole prompt are wanted, so that nothing can be reused."""
+        return self._request.prompt_logprobs is not None
 
-    def take_prompt(self, logits: Tensor) -> None:
-        """Takes the logits of the chunk that `rest` gave, which is in the cache now: [T, V] where
-        the prompt's log-probabilities are wanted, else [1, V]."""
+    @property
+    def within_chunk(self) -> bool:
+        """Whether a chunk of the prompt is begun and not finished."""
+        return self._parts is not None
+
+    def compute(self, chunk: int, until: float) -> bool:
+        """Computes the next chunk of the prompt, or goes on with it, as far as it comes until a
+        time (of `time.perf_counter`); says whether the chunk is finished.
+
+        Args:
+            chunk: most tokens of a chunk.
+
+        Raises:
+            NumericalError: the model computed NaN where log-probabilities are wanted.
+        """
+        if self._parts is None:
+            begin = self.slot.stored
+            ids = torch.from_numpy(self.ticket.ids[begin : begin + chunk])
+            cache = self.slot.cache
+            self._parts = self.passes.prompt_parts(ids, cache, all_logits=self.computes_all)
+        while True:
+            try:
+                next(self._parts)
+            except StopIteration as done:
+                self._parts = None
+                self._take_prompt(done.value)
+                return True
+            if time.perf_counter() >= until:
+                return False
+
+    def _take_prompt(self, logits: Tensor) -> None:
+        """Takes the logits of a chunk: [T, V] where those of the whole prompt are wanted, else
+        [1, V]."""
         if self.prompt_events is not None:
             begin = self.slot.stored
             following = torch.from_numpy(self.ticket.ids[begin + 1 : begin + 1 + len(logits)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -13,9 +14,10 @@ CHUNK = 16
 
 @pytest.fixture(scope="module", autouse=True)
 def small_chunks() -> Iterator[None]:
-    """Of `generate` and of schedulers alike."""
+    """Of `generate` and of schedulers alike; how long a chunk takes does not matter."""
     patch = pytest.MonkeyPatch()
     patch.setattr("sparseinfer.engine.passes.CHUNK_TOKENS", CHUNK)
+    patch.setattr("sparseinfer.engine.scheduling.scheduler.SLICE_SECONDS", math.inf)
     yield
     patch.undo()
 

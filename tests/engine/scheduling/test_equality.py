@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -72,9 +73,9 @@ def references(cats, converted):
 
 
 @settings(max_examples=40, deadline=None)
-@given(arrivals=arrivals, slots=st.integers(1, 5))
-def test_any_traffic_gives_what_each_request_gets_alone(cats, references, arrivals, slots):
-    scheduler = Scheduler(cats, slots=slots)
+@given(arrivals=arrivals, slots=st.integers(1, 5), slices=st.sampled_from((0, math.inf)))
+def test_any_traffic_gives_what_each_request_gets_alone(cats, references, arrivals, slots, slices):
+    scheduler = Scheduler(cats, slots=slots, slice_seconds=slices)
     coming = sorted(arrivals, key=lambda one: one.at)
     running = []
     step = 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparseinfer.engine import Model, Sampling, load
+from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.passes import Passes
 from sparseinfer.engine.scheduling import Scheduler
 from sparseinfer.errors import ConfigError, NumericalError, PromptError, UnsupportedError
@@ -115,7 +116,7 @@ def test_a_sink_that_raises_is_logged_and_ends_its_own_request(cats, caplog, met
     assert state.finished + state.cancelled + state.failed == 2
 
 
-@pytest.mark.parametrize("method", ["step", "prompt_chunk"])
+@pytest.mark.parametrize("method", ["step", "prompt_parts"])
 def test_a_pass_that_fails_ends_those_in_it_and_the_next_ones_run(cats, monkeypatch, method):
     scheduler = Scheduler(cats, slots=2)
     made = submit(scheduler, request(TEXT, 10), request(TEXT[5:], 10))
@@ -128,6 +129,20 @@ def test_a_pass_that_fails_ends_those_in_it_and_the_next_ones_run(cats, monkeypa
         drain(scheduler)
     assert all([type(error) for error in heard.errors] == [MemoryError] for heard, _ in made)
     assert serve(scheduler, request(TEXT, 10))[0].tokens == alone(cats, request(TEXT, 10))
+
+
+def test_no_memory_for_a_copy_fails_the_request_that_wants_it(cats, monkeypatch):
+    def fail(*_args):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(KVCache, "extend_from", fail)
+    scheduler = Scheduler(cats, slots=2)
+    (first, _), (failed, _) = submit(scheduler, request(TEXT), request(TEXT))
+    drain(scheduler)
+    assert first.tokens == alone(cats, request(TEXT))
+    assert [type(error) for error in failed.errors] == [MemoryError]
+    state = scheduler.snapshot()
+    assert (state.failed, state.prefilling, state.decoding) == (1, 0, 0)
 
 
 def test_no_memory_for_a_cache_fails_the_request_and_frees_the_slot(cats, monkeypatch):

@@ -164,3 +164,32 @@ def test_another_chunk_size_is_used(cats):
         assert not heard.is_over
         scheduler.step()
     assert heard.is_over
+
+
+def test_a_chunk_that_takes_long_is_interrupted_after_each_layer(cats):
+    scheduler = Scheduler(cats, slots=2, slice_seconds=0)
+    ((short, _),) = submit(scheduler, request(SHORT, 30))
+    scheduler.step()
+    ((long, _),) = submit(scheduler, request(LONG[0][: 2 * CHUNK], 5, prompt_logprobs=0))
+    steps = 0
+    while not long.events:
+        scheduler._decode_seconds = 0  # a slice is no shorter than the last decode step
+        before = len(short.events)
+        scheduler.step()
+        steps += 1
+        assert len(short.events) == before + 1
+    assert steps == 2 * (cats.config.num_layers + 1)
+    drain(scheduler)
+    assert short.tokens == alone(cats, request(SHORT, 30))
+    assert long.tokens == alone(cats, request(LONG[0][: 2 * CHUNK], 5))
+
+
+def test_a_request_cancelled_within_a_chunk_leaves_its_whole_chunks(cats):
+    scheduler = Scheduler(cats, slots=1, slice_seconds=0)
+    ((_, ticket),) = submit(scheduler, request(LONG[0], 5))
+    for _ in range(2 * (cats.config.num_layers + 1) + 2):
+        scheduler.step()
+    scheduler.cancel(ticket)
+    heard = serve(scheduler, request(LONG[0], 5))[0]
+    assert heard.outcome.cached_tokens == 2 * CHUNK
+    assert heard.tokens == alone(cats, request(LONG[0], 5))
