@@ -15,6 +15,7 @@ import httpx
 
 from acceptance.figure import Figure, at_least, at_most, shown
 from acceptance.server_process import ServerProcess, server_process
+from acceptance.small_model import write_small_model
 from acceptance.soak_requests import Asked, check_answer, mixed_requests, whole_answer
 
 REQUESTS = 2000
@@ -22,7 +23,6 @@ WARM_REQUESTS = 200
 """After which memory must not grow any more,"""
 GROWTH = 0.05
 """but by so much."""
-_MODEL = "smollm2-135m"
 _CLIENTS = 12
 _SEED = 8
 _SAMPLE_EVERY = 20
@@ -77,9 +77,10 @@ def soak(server: ServerProcess, requests: int) -> Soak:
     return found
 
 
-def server_soak(_work: Path) -> list[Figure]:
-    """At full size, on the embedded model."""
-    with server_process(_MODEL, "--context", "2048") as server:
+def server_soak(work: Path) -> list[Figure]:
+    """At full size, on a small random model: beside few weights little that is kept shows."""
+    model = write_small_model(work / "small")
+    with server_process(model, "--weights", "bf16") as server:
         found = soak(server, REQUESTS)
     detail = (
         f"{found.sent} requests, {_CLIENTS} clients, {found.left} of which left early; "
