@@ -38,7 +38,8 @@ class ServerProcess:
         """Its log so far: one object for each request."""
         self.log.flush()
         lines = Path(self.log.name).read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.startswith('{"event": "request"')]
+        logged = [json.loads(line) for line in lines if line.startswith("{")]
+        return [one for one in logged if one["event"] == "request"]
 
     def metrics(self) -> dict[str, float]:
         """What /metrics says: name with labels -> value."""
