@@ -13,8 +13,6 @@ from sparseinfer.kernels.gated_ffn import FfnWeights
 from sparseinfer.kernels.gated_ffn.activations import activation, up_activation
 from sparseinfer.kernels.gated_ffn.cpu import CpuGatedFfn
 from sparseinfer.kernels.gated_ffn.reference import gated_ffn as reference
-from sparseinfer.kernels.linear import reference as linear_module
-from sparseinfer.kernels.projection import reference as projection_module
 
 SHAPES = [(1, 1), (3, 5), (17, 33), (64, 129), (200, 65)]
 CASES = [(True, 0), (False, 0.4), (True, 0.4), (False, 1)]
@@ -144,8 +142,7 @@ def test_unknown_names():
 
 def test_reference_in_several_blocks(monkeypatch, format):
     x, weights = case(24, 100, format=format, density=0.5, bias=True, rows=5)
-    for module in (linear_module, projection_module):
-        monkeypatch.setattr(module, "_COPY_BYTES", 4 * 24 * 7)
+    monkeypatch.setattr("sparseinfer.kernels.products._COPY_BYTES", 4 * 24 * 7)
     oracle(x, weights, rounds_inputs=False).check(reference(x, weights))
 
 

@@ -85,9 +85,7 @@ def test_more_rows_than_one_pass_takes(linear_op, format):
 
 
 def test_reference_in_several_blocks(monkeypatch):
-    from sparseinfer.kernels.linear import reference as module
-
-    monkeypatch.setattr(module, "_COPY_BYTES", 4 * 32 * 5)
+    monkeypatch.setattr("sparseinfer.kernels.products._COPY_BYTES", 4 * 32 * 5)
     weight, bias, x = matrix(52, 32, "int8"), torch.randn(52), torch.randn(3, 32)
     want = torch.nn.functional.linear(x.double(), weight.float().double(), bias.double())
     assert torch.allclose(linear(x, weight, bias).double(), want, atol=1e-4)
