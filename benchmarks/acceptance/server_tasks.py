@@ -42,7 +42,8 @@ def server_tasks(work: Path) -> list[Figure]:
         mine = in_process(folder)
         with served(folder, slots=SLOTS) as client:
             url = str(client.base_url)
-            lm = get_model("local-completions")(
+            local_completions: Any = get_model("local-completions")
+            lm = local_completions(
                 base_url=f"{url.rstrip('/')}/v1/completions",
                 model=client.get("/v1/models").json()["data"][0]["id"],
                 num_concurrent=SLOTS,
