@@ -127,14 +127,14 @@ def plans(model: Model, budget: int | None) -> dict[str, Residency]:
 def checked_logits(runner: GpuRunner | CpuRunner) -> torch.Tensor:
     """[CHECKED, V] of the same tokens everywhere."""
     cache = runner.new_cache()
-    runner.forward(torch.arange(5, 5 + PROMPT), cache, all_logits=False)
+    runner.forward(torch.arange(5, 5 + PROMPT), cache)
     found = [runner.step([7 + index], [cache])[0] for index in range(CHECKED)]
     return torch.cat(found)
 
 
 def seconds_per_token(runner: GpuRunner, tokens: int) -> float:
     cache = runner.new_cache()
-    token = int(runner.forward(torch.arange(5, 5 + PROMPT), cache, all_logits=False)[0].argmax())
+    token = int(runner.forward(torch.arange(5, 5 + PROMPT), cache)[0].argmax())
     token = int(runner.step([token], [cache])[0].argmax())
     began = time.perf_counter()
     for _ in range(tokens):

@@ -78,7 +78,7 @@ class OwnSide:
         runner = self._runner
         cache = runner.new_cache()
         ids = torch.arange(5, 5 + PROMPT)
-        token = int(runner.forward(ids, cache, all_logits=False)[0].argmax())
+        token = int(runner.forward(ids, cache)[0].argmax())
         token = int(runner.step([token], [cache])[0].argmax())  # a graph may be made here
         began = time.perf_counter()
         for _ in range(self._steps):

@@ -99,26 +99,27 @@ class CpuRunner:
     def new_cache(self) -> KVCache:
         return KVCache(self._config, self._kv_dtype)
 
-    def forward(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, ids: torch.Tensor, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends tokens to a sequence.
 
         Args:
             ids: token ids [T], already checked against vocabulary and context.
-            all_logits: logits of every position, not of the last one only, whose bits are the same
-                with either.
 
         Returns:
-            logits [T or 1, V] fp32, and counts, see `sparseinfer.engine.counts`.
+            logits [1, V] fp32 of the last one, and counts, see `sparseinfer.engine.counts`.
         """
-        return finish(self.forward_in_parts(ids, cache, all_logits=all_logits))
+        return finish(self.forward_in_parts(ids, cache))
 
     def forward_in_parts(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool = False
     ) -> ForwardParts:
         """`forward`, between whose parts other sequences may be computed. The cache is as long as
-        before until the last of them; it stays so where the rest is never done."""
+        before until the last of them; it stays so where the rest is never done.
+
+        Args:
+            all_logits: logits of the other positions too, as pieces. The bits of the last ones are
+                the same with either.
+        """
         tokens = ids.shape[0]
         cache.reserve(tokens)
         if tokens > NATIVE_ROWS:
@@ -133,6 +134,9 @@ class CpuRunner:
             logits, counts = self._decoder(
                 new, *self._rope.tables(0, start + tokens), first_logits=first
             )
+            if first < tokens - 1:
+                yield logits[:-1]
+                logits = logits[-1:]
             rows = counts[:, 0] if tokens == 1 else counts.sum(1, dtype=torch.int64)
         cache.advance(tokens)
         return logits, rows

@@ -15,7 +15,7 @@ from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.device import check_room, gpu_memory
 from sparseinfer.engine.gpu_model import GpuModel
 from sparseinfer.engine.gpu_step import GpuStep
-from sparseinfer.engine.parts import ForwardParts
+from sparseinfer.engine.parts import ForwardParts, finish, within
 from sparseinfer.engine.placing import reserved_bytes
 from sparseinfer.engine.residency import Residency
 from sparseinfer.engine.rope import Rope
@@ -108,26 +108,24 @@ class GpuRunner:
         with torch.inference_mode(), gpu_memory(self._device, "another sequence"):
             return KVCache(self._config, self._kv_dtype, self._device)
 
-    def forward(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, ids: torch.Tensor, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor]:
         """As `sparseinfer.engine.cpu.CpuRunner.forward`."""
+        return finish(self.forward_in_parts(ids, cache))
+
+    def forward_in_parts(
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool = False
+    ) -> ForwardParts:
+        """As `sparseinfer.engine.cpu.CpuRunner.forward_in_parts`."""
         tokens = ids.shape[0]
         if tokens == 1:
             logits, counts = self.step([int(ids[0])], [cache])
             return logits, counts[:, 0].long()
-        with self._room(tokens, [cache]):
-            logits, counts = self._model.prefill(ids.to(self._device), cache, all_logits=all_logits)
-            logits, counts = logits.cpu(), counts.cpu()
+        result = yield from within(
+            self._prompt(ids, cache, all_logits=all_logits),
+            functools.partial(self._room, tokens, [cache]),
+        )
         cache.advance(tokens)
-        return logits, counts
-
-    def forward_in_parts(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
-    ) -> ForwardParts:
-        """As `sparseinfer.engine.cpu.CpuRunner.forward_in_parts`, in a single part."""
-        yield from ()
-        return self.forward(ids, cache, all_logits=all_logits)
+        return result
 
     def step(
         self, ids: Sequence[int], caches: Sequence[KVCache]
@@ -147,6 +145,17 @@ class GpuRunner:
         for cache in caches:
             cache.advance(1)
         return logits, counts
+
+    def _prompt(self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool) -> ForwardParts:
+        """On the GPU, its results copied from there."""
+        parts = self._model.prefill(ids.to(self._device), cache, all_logits=all_logits)
+        while True:
+            try:
+                piece = next(parts)
+            except StopIteration as done:
+                logits, counts = done.value
+                return logits.cpu(), counts.cpu()
+            yield None if piece is None else piece.cpu()
 
     def _bucket(self, rows: int) -> GpuStep:
         size = next(size for size in BUCKETS if size >= rows)

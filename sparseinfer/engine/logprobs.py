@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_ROWS = 32
+_ROWS = 16
 """Positions whose logits are widened to fp64 at a time, to keep memory small."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import get_args
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.counts import Counter
 from sparseinfer.engine.cpu import NATIVE_ROWS
-from sparseinfer.engine.parts import Parts
+from sparseinfer.engine.parts import Parts, finish, pieces, within
 from sparseinfer.engine.runner import Runner
 from sparseinfer.engine.settings import Phase
 from sparseinfer.engine.torch_threads import torch_threads
@@ -58,18 +59,11 @@ class Passes:
         self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
     ) -> Parts[torch.Tensor]:
         """Appends ids [T] of a prompt, a part after the other (`Runner.forward_in_parts`); logits
-        [1, V] of the last position, or [T, V] of all."""
-        parts = self.runner.forward_in_parts(ids, cache, all_logits=all_logits)
-        while True:
-            with self._torch(ids.shape[0]):
-                try:
-                    next(parts)
-                except StopIteration as done:
-                    logits, counts = done.value
-                    break
-            yield
-        self.counters["prefill"].add(counts, ids.shape[0])
-        return logits
+        [1, V] of the last position, and before those of the others as pieces where all are
+        wanted."""
+        return (
+            yield from self._forward(ids, cache, [self.counters["prefill"]], all_logits=all_logits)
+        )
 
     def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> torch.Tensor:
         """One token for each of several sequences; logits [B, V]."""
@@ -90,22 +84,29 @@ class Passes:
             counters.append(decoded)
         logits = None
         for chunk in (ids,) if len(ids) == 1 else ids.split(CHUNK_TOKENS):
-            logits = self._forward(chunk, cache, counters, all_logits=False)
+            logits = finish(self._forward(chunk, cache, counters))
         assert logits is not None  # `ids` is never empty
         return logits[0]
 
     def all_logits(self, ids: torch.Tensor, by: Phase) -> Iterator[torch.Tensor]:
-        """Logits at all positions of ids [T], a chunk [., V] at a time."""
+        """Logits at all positions of ids [T] in order, some of them [., V] at a time."""
         counters = [self.counters[by]]
         cache = self.runner.new_cache()
         for chunk in ids.split(CHUNK_TOKENS if by == "prefill" else 1):
-            yield self._forward(chunk, cache, counters, all_logits=True)
+            yield (yield from pieces(self._forward(chunk, cache, counters, all_logits=True)))
 
     def _forward(
-        self, ids: torch.Tensor, cache: KVCache, counters: Sequence[Counter], *, all_logits: bool
-    ) -> torch.Tensor:
-        with self._torch(ids.shape[0]):
-            logits, counts = self.runner.forward(ids, cache, all_logits=all_logits)
+        self,
+        ids: torch.Tensor,
+        cache: KVCache,
+        counters: Sequence[Counter],
+        *,
+        all_logits: bool = False,
+    ) -> Parts[torch.Tensor]:
+        logits, counts = yield from within(
+            self.runner.forward_in_parts(ids, cache, all_logits=all_logits),
+            partial(self._torch, ids.shape[0]),
+        )
         for counter in counters:
             counter.add(counts, ids.shape[0])
         return logits

@@ -7,7 +7,7 @@ import torch
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.counts import layer_counts
-from sparseinfer.engine.parts import ForwardParts
+from sparseinfer.engine.parts import ForwardParts, logit_blocks
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.attention.prefill import attend
 from sparseinfer.kernels.decoder.cpu import AttentionShape
@@ -47,10 +47,14 @@ class Prefill:
 
     def __call__(self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool) -> ForwardParts:
         """Stores keys and values of ids [T] behind those of the cache, which has room for them. A
-        part is a layer, or the head.
+        part is a layer, a piece of the logits, or the last logits.
+
+        Args:
+            all_logits: logits of the other positions too, as pieces.
 
         Returns:
-            logits [T or 1, V] fp32, and counts, see `sparseinfer.engine.counts`.
+            logits [1, V] fp32 of the last position, whose bits are the same with either, and
+            counts, see `sparseinfer.engine.counts`.
         """
         config = self._config
         tokens = ids.shape[0]
@@ -78,11 +82,10 @@ class Prefill:
             counts.append(layer_counts([*inward, outward], ffn))
             yield
         norm, eps = self._weights.final_norm, config.rms_norm_eps
-        logits = self._last_logits(rms_norm(hidden[-1:], norm, eps))
-        if all_logits:
-            before = linear(rms_norm(hidden[:-1], norm, eps), self._weights.head, None, self._exact)
-            logits = torch.cat((before, logits))
-        return logits, torch.stack(counts)
+        for begin, end in logit_blocks(tokens - 1) if all_logits else ():
+            x = rms_norm(hidden[begin:end], norm, eps)
+            yield linear(x, self._weights.head, None, self._exact)
+        return self._last_logits(rms_norm(hidden[-1:], norm, eps)), torch.stack(counts)
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """What a layer's matrices get."""

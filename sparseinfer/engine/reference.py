@@ -8,12 +8,13 @@ of threads, which those of the native kernels do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
-from sparseinfer.engine.parts import ForwardParts
+from sparseinfer.engine.parts import ForwardParts, finish, within
 from sparseinfer.engine.rope import Rope
 from sparseinfer.engine.torch_pass import TorchPass
 from sparseinfer.engine.torch_threads import torch_threads
@@ -55,20 +56,22 @@ class ReferenceRunner:
     def new_cache(self) -> KVCache:
         return KVCache(self._config, self._kv_dtype)
 
-    def forward(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, ids: torch.Tensor, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor]:
         """As `sparseinfer.engine.cpu.CpuRunner.forward`."""
-        # Callers keep torch to one thread while decoding, which only native kernels want.
-        with torch_threads(self._threads):
-            return self._forward(ids, cache, all_logits)
+        return finish(self.forward_in_parts(ids, cache))
 
     def forward_in_parts(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool = False
     ) -> ForwardParts:
-        """As `sparseinfer.engine.cpu.CpuRunner.forward_in_parts`, in a single part."""
-        yield from ()
-        return self.forward(ids, cache, all_logits=all_logits)
+        """As `sparseinfer.engine.cpu.CpuRunner.forward_in_parts`."""
+        tokens = ids.shape[0]
+        cache.reserve(tokens)
+        # Callers keep torch to one thread while decoding, which only native kernels want.
+        result = yield from within(
+            self._pass(ids, cache, all_logits=all_logits), partial(torch_threads, self._threads)
+        )
+        cache.advance(tokens)
+        return result
 
     def step(
         self, ids: Sequence[int], caches: Sequence[KVCache]
@@ -76,18 +79,10 @@ class ReferenceRunner:
         """As `sparseinfer.engine.cpu.CpuRunner.step`, one sequence after the other."""
         logits, counts = [], []
         for token, cache in zip(ids, caches, strict=True):
-            one, rows = self.forward(torch.tensor([token]), cache, all_logits=False)
+            one, rows = self.forward(torch.tensor([token]), cache)
             logits.append(one)
             counts.append(rows.int())
         return torch.cat(logits), torch.stack(counts, 1)
-
-    def _forward(
-        self, ids: torch.Tensor, cache: KVCache, all_logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        cache.reserve(ids.shape[0])
-        logits, counts = self._pass(ids, cache, all_logits=all_logits)
-        cache.advance(ids.shape[0])
-        return logits, counts
 
 
 __all__ = ["ReferenceRunner"]

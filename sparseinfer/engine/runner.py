@@ -36,12 +36,10 @@ class Runner(Protocol):
 
     def new_cache(self) -> KVCache: ...
 
-    def forward(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def forward(self, ids: torch.Tensor, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor]: ...
 
     def forward_in_parts(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
+        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool = False
     ) -> ForwardParts: ...
 
     def step(

@@ -13,6 +13,7 @@ import torch
 from sparseinfer.config import ModelConfig
 from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.counts import layer_counts
+from sparseinfer.engine.parts import ForwardParts, logit_blocks
 from sparseinfer.engine.rope import Rope
 from sparseinfer.kernels.attention.reference import attend
 from sparseinfer.kernels.decoder.cpu import AttentionShape
@@ -53,14 +54,8 @@ class TorchPass:
             config.num_heads, config.num_kv_heads, config.head_dim, config.sliding_window
         )
 
-    def __call__(
-        self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores keys and values of ids [T] behind those of the cache, which has room for them.
-
-        Returns:
-            logits [T or 1, V] fp32, and counts, see `sparseinfer.engine.counts`.
-        """
+    def __call__(self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool) -> ForwardParts:
+        """As `sparseinfer.engine.prefill.Prefill`."""
         tokens, start = ids.shape[0], cache.length
         hidden = embed(self._weights.embedding, ids)
         cos, sin = self._rope.tables(start, start + tokens)
@@ -84,12 +79,13 @@ class TorchPass:
             ffn = self._ffn(index, self._normed(hidden, layer.ffn_norm))
             hidden = hidden + ffn.y
             counts.append(layer_counts([*inward, outward], ffn))
+            yield
         # The last position apart from the others: its bits are those of a call without them.
-        rows = (hidden[:-1], hidden[-1:]) if all_logits else (hidden[-1:],)
         norm, head = self._weights.final_norm, self._weights.head
         eps = self._config.rms_norm_eps
-        logits = torch.cat([linear(rms_norm(row, norm, eps), head) for row in rows])
-        return logits, torch.stack(counts)
+        for begin, end in logit_blocks(tokens - 1) if all_logits else ():
+            yield linear(rms_norm(hidden[begin:end], norm, eps), head)
+        return linear(rms_norm(hidden[-1:], norm, eps), head), torch.stack(counts)
 
     def _by_weights(self, index: int, x: torch.Tensor) -> FfnOutput:
         return gated_ffn(x, self._weights.layers[index].ffn, math=self._math)

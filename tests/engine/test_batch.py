@@ -52,14 +52,14 @@ def test_logits_and_counts_of_a_step_are_those_of_each_sequence_alone(converted,
         for prompt in PROMPTS:
             for kept in (caches, lone):
                 cache = runner.new_cache()
-                runner.forward(torch.tensor(prompt), cache, all_logits=False)
+                runner.forward(torch.tensor(prompt), cache)
                 kept.append(cache)
         for turn in range(6):
             ids = random_ids(MAX_ROWS, seed=100 + turn)
             logits, rows = runner.step(ids, caches)
             assert rows.shape == (3, MAX_ROWS, 2)
             for b, (token, cache) in enumerate(zip(ids, lone, strict=True)):
-                found, read = runner.forward(torch.tensor([token]), cache, all_logits=False)
+                found, read = runner.forward(torch.tensor([token]), cache)
                 assert torch.equal(logits[b], found[0]), (turn, b)
                 assert torch.equal(rows[:, b].long(), read), (turn, b)
                 assert cache.length == caches[b].length == LENGTHS[b] + turn + 1

@@ -85,13 +85,13 @@ def test_several_sequences_step_as_each_alone(hide, make_model):
         caches = []
         for ids in prompts:
             caches.append(model._runner.new_cache())
-            model._runner.forward(torch.tensor(ids), caches[-1], all_logits=False)
+            model._runner.forward(torch.tensor(ids), caches[-1])
         return caches
 
     logits, counts = model._runner.step([5, 6, 7], started())
     assert counts.dtype == torch.int32
     for row, (token, cache) in enumerate(zip([5, 6, 7], started(), strict=True)):
-        alone, rows = model._runner.forward(torch.tensor([token]), cache, all_logits=False)
+        alone, rows = model._runner.forward(torch.tensor([token]), cache)
         assert torch.equal(logits[row], alone[0])
         assert torch.equal(counts[:, row].long(), rows)
 

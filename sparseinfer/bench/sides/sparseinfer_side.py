@@ -202,7 +202,7 @@ class SparseInferSide:
         rows = torch.zeros(self._model.config.num_layers, 2, dtype=torch.int64)
         with torch.inference_mode(), torch_threads(1):
             newest = [
-                int(runner.forward(torch.tensor(list(ids)), cache, all_logits=False)[0].argmax())
+                int(runner.forward(torch.tensor(list(ids)), cache)[0].argmax())
                 for ids, cache in zip(prompts, caches, strict=True)
             ]
             columns = [newest]

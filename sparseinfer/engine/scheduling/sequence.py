@@ -86,24 +86,25 @@ class Sequence:
             self._parts = self.passes.prompt_parts(ids, cache, all_logits=self.computes_all)
         while True:
             try:
-                next(self._parts)
+                piece = next(self._parts)
             except StopIteration as done:
                 self._parts = None
-                self._take_prompt(done.value)
+                self._take_logits(done.value)
+                self.slot.add(done.value[0])
                 return True
+            if piece is not None:
+                self._take_logits(piece)
             if time.perf_counter() >= until:
                 return False
 
-    def _take_prompt(self, logits: Tensor) -> None:
-        """Takes the logits of a chunk: [T, V] where those of the whole prompt are wanted, else
-        [1, V]."""
+    def _take_logits(self, logits: Tensor) -> None:
+        """Takes the logits [., V] of the next positions of the prompt: what they say of the tokens
+        behind them is noted where it is wanted."""
         if self.prompt_events is not None:
-            begin = self.slot.stored
-            following = torch.from_numpy(self.ticket.ids[begin + 1 : begin + 1 + len(logits)])
+            begin = len(self.prompt_events)
+            following = torch.from_numpy(self.ticket.ids[begin : begin + len(logits)])
             top = self._request.prompt_logprobs or 0
             self.prompt_events += events(logits[: len(following)], following, top)
-            logits = logits[-1:].clone()  # else a slot would hold those of the whole chunk
-        self.slot.add(logits[0])
 
     def computes_for(self, other: Sequence, chunk: int) -> bool:
         """Whether the next chunk that this one computes is what the other one needs next."""

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from sparseinfer.engine import parts
 from sparseinfer.engine.scheduling import Scheduler
 from sparseinfer.errors import ConfigError
 
@@ -166,7 +167,8 @@ def test_another_chunk_size_is_used(cats):
     assert heard.is_over
 
 
-def test_a_chunk_that_takes_long_is_interrupted_after_each_layer(cats):
+def test_a_chunk_that_takes_long_is_interrupted_after_each_layer(cats, monkeypatch):
+    monkeypatch.setattr(parts, "LOGIT_ROWS", CHUNK // 2)
     scheduler = Scheduler(cats, slots=2, slice_seconds=0)
     ((short, _),) = submit(scheduler, request(SHORT, 30))
     scheduler.step()
@@ -178,7 +180,8 @@ def test_a_chunk_that_takes_long_is_interrupted_after_each_layer(cats):
         scheduler.step()
         steps += 1
         assert len(short.events) == before + 1
-    assert steps == 2 * (cats.config.num_layers + 1)
+    # The logits of all come in two pieces, and those of the chunk's last position.
+    assert steps == 2 * (cats.config.num_layers + 2 + 1)
     drain(scheduler)
     assert short.tokens == alone(cats, request(SHORT, 30))
     assert long.tokens == alone(cats, request(LONG[0][: 2 * CHUNK], 5))

@@ -72,7 +72,7 @@ class Batch:
             whole = model.sequence(ROOM)
             one = Text(whole.keys, whole.values)
             if length:
-                self.runner.forward(torch.tensor(self.ids[:length]), one, all_logits=False)
+                self.runner.forward(torch.tensor(self.ids[:length]), one)
             self.texts.append(one)
         self.caches = [
             (one.keys.clone().to(DEVICE), one.values.clone().to(DEVICE)) for one in self.texts
