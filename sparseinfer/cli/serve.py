@@ -88,7 +88,7 @@ def serve(
         Limits,
         ModelSettings,
         create_app,
-        keep_few_products,
+        keep_memory_small,
         run_server,
     )
 
@@ -125,7 +125,7 @@ def serve(
         send_seconds=send_seconds,
         drain_seconds=drain_seconds,
     )
-    keep_few_products()
+    keep_memory_small()
     app = create_app(
         settings.load, limits=limits, access=Access(key, hosts), log_prompts=log_prompts
     )

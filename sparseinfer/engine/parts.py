@@ -22,7 +22,7 @@ ForwardParts = Parts[tuple[Tensor, Tensor]]
 """A runner's tokens: ends with logits [1, V] of the last one, and counts. Where logits of all were
 asked for, those of the others come before as pieces [., V], in order."""
 
-LOGIT_ROWS = 64
+LOGIT_ROWS = 128
 """Most positions of a piece: 512 of a large vocabulary would take hundreds of megabytes."""
 
 

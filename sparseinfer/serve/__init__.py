@@ -7,14 +7,14 @@ is asked), `job` (a request's answers as the event loop sees them), `engine_thre
 (response shapes), `body` and `streaming` (HTTP in and out), `metrics`, `request_log`, `watch` and
 `live` (what is counted), `service` (how a request is answered), `tokens`, `sparsity_route`, `pages`
 and `openapi` (the other routes), `front` (who may ask), `app` (all routes), `connection` and
-`server` (sockets, signals, shutdown), `memory` and `loading` (start-up).
+`server` (sockets, signals, shutdown), `memory`, `resident` and `loading` (start-up).
 """
 
 from sparseinfer.serve.app import create_app
 from sparseinfer.serve.front import Access
 from sparseinfer.serve.limits import Limits
 from sparseinfer.serve.loading import ModelSettings, serve_model
-from sparseinfer.serve.memory import keep_few_products
+from sparseinfer.serve.resident import keep_memory_small
 from sparseinfer.serve.served import Served
 from sparseinfer.serve.server import Server, run_server
 
@@ -25,7 +25,7 @@ __all__ = [
     "Served",
     "Server",
     "create_app",
-    "keep_few_products",
+    "keep_memory_small",
     "run_server",
     "serve_model",
 ]

@@ -1,9 +1,7 @@
-"""Whether memory holds what the server may come to need, and what keeps that from growing. Asked
-before anything is loaded."""
+"""Whether memory holds what the server may come to need. Asked before anything is loaded."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -22,21 +20,6 @@ LEAST_CONTEXT = 256
 _KV_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MEMORY = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-
-_PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""Where oneDNN and torch's wrapper of it look up how many compiled products they keep."""
-_KEPT_PRODUCTS = 64
-"""A pass needs about ten."""
-
-
-def keep_few_products() -> None:
-    """Bounds the memory that prompts of many lengths take: oneDNN compiles a matrix product for
-    each length, and by itself keeps a thousand of them, hundreds of megabytes.
-
-    Call it before the first product of the process; what the environment says already stays.
-    """
-    for name in _PRODUCT_CACHES:
-        os.environ.setdefault(name, str(_KEPT_PRODUCTS))
 
 
 def free_bytes() -> int | None:
