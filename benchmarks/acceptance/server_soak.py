@@ -7,7 +7,9 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +27,8 @@ GROWTH = 0.05
 """but by so much."""
 _CLIENTS = 12
 _SEED = 8
-_SAMPLE_EVERY = 20
-"""Requests between two looks at the server's memory."""
+_LOOK_SECONDS = 0.01
+"""Between two looks at the server's memory."""
 _IDLE_SECONDS = 60
 _LEAST_PATIENCE, _MOST_PATIENCE = 0.002, 0.3
 """Seconds after which a client leaves that was not going to wait for the first chunk."""
@@ -43,31 +45,32 @@ class Soak:
     """One line for each answer that is wrong, missing or there twice."""
     slots_taken: float = 0
     """Slots, places in the queue and requests in hand, once all clients are gone."""
-    memory: list[tuple[int, int]] = field(default_factory=list)
-    """Requests done, and bytes resident then."""
+    peaks: list[int] = field(default_factory=list)
+    """Most bytes resident at any time during the first requests, and during the others."""
+    rests: list[int] = field(default_factory=list)
+    """Bytes resident behind either, with nothing in hand."""
     seconds: float = 0
 
-    def growth(self, after: int) -> float:
-        """By how much the most memory ever seen is more than that after so many requests."""
-        before = [size for done, size in self.memory if done <= after]
-        return max(size for _, size in self.memory) / before[-1] - 1
 
-
-def soak(server: ServerProcess, requests: int) -> Soak:
+def soak(server: ServerProcess, requests: int, warm: int) -> Soak:
     """Sends mixed requests, `_CLIENTS` at a time, and checks every answer, the log and the
-    metrics."""
+    metrics.
+
+    Args:
+        warm: requests after which memory is looked at for the first time.
+    """
     found, clients = Soak(), _Clients(server)
-    began = time.perf_counter()
-    with ThreadPoolExecutor(_CLIENTS) as pool:
-        asked = list(mixed_requests(requests, _SEED))
-        for done, _ in enumerate(pool.map(clients.ask, asked), start=1):
-            if done % _SAMPLE_EVERY == 0:
-                found.memory.append((done, server.resident_bytes))
-    found.seconds = time.perf_counter() - began
+    asked = list(mixed_requests(requests, _SEED))
+    for some in (asked[:warm], asked[warm:]):
+        began = time.perf_counter()
+        with most_memory(server) as peak, ThreadPoolExecutor(_CLIENTS) as pool:
+            list(pool.map(clients.ask, some))
+        found.seconds += time.perf_counter() - began
+        found.slots_taken += _when_idle(server)
+        found.peaks.append(peak[0])
+        found.rests.append(server.resident_bytes)
     found.sent, found.left = len(asked), sum(it.leaves_after is not None for it in asked)
     found.faults = clients.faults
-    found.slots_taken = _when_idle(server)
-    found.memory.append((requests, server.resident_bytes))
     lines = [line for line in server.requests_logged() if line["id"].startswith("soak-")]
     times = Counter(line["id"] for line in lines)
     found.faults += [f"{it.id}: logged {times[it.id]} times" for it in asked if times[it.id] != 1]
@@ -81,22 +84,46 @@ def server_soak(work: Path) -> list[Figure]:
     """At full size, on a small random model: beside few weights little that is kept shows."""
     model = write_small_model(work / "small")
     with server_process(model, "--weights", "bf16") as server:
-        found = soak(server, REQUESTS)
+        found = soak(server, REQUESTS, WARM_REQUESTS)
     detail = (
         f"{found.sent} requests, {_CLIENTS} clients, {found.left} of which left early; "
         f"{found.seconds:.0f} s"
     )
-    resident = [size >> 20 for done, size in found.memory if done >= WARM_REQUESTS]
-    sizes = f"{min(resident)} to {max(resident)} MiB"
-    name = f"soak: growth of memory after the first {WARM_REQUESTS} requests"
+    after = f"after the first {WARM_REQUESTS} requests"
     return [
         at_most("soak: answers lost, double or wrong", len(found.faults), 0,
                 "; ".join([detail, *found.faults[:3]])),
         at_most("soak: slots and places taken at the end", found.slots_taken, 0),
-        at_most(name, found.growth(WARM_REQUESTS), GROWTH, sizes),
+        growth_figure(f"soak: growth of memory at rest {after}", found.rests),
+        growth_figure(f"soak: growth of the most memory at any time {after}", found.peaks),
         at_least("soak: requests", found.sent, REQUESTS),
         shown("soak: requests/s", found.sent / found.seconds),
     ]  # fmt: skip
+
+
+def growth_figure(name: str, sizes: list[int]) -> Figure:
+    """By how much the second of two sizes in bytes is more than the first."""
+    before, after = sizes
+    detail = f"{before >> 20} to {after >> 20} MiB"
+    return at_most(name, after / before - 1, GROWTH, detail)
+
+
+@contextmanager
+def most_memory(server: ServerProcess) -> Iterator[list[int]]:
+    """The most bytes resident meanwhile, as the only one of a list."""
+    most, over = [server.resident_bytes], threading.Event()
+
+    def look() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            most[0] = max(most[0], server.resident_bytes)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        looking.join()
 
 
 class _Clients:

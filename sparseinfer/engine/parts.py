@@ -22,7 +22,7 @@ ForwardParts = Parts[tuple[Tensor, Tensor]]
 """A runner's tokens: ends with logits [1, V] of the last one, and counts. Where logits of all were
 asked for, those of the others come before as pieces [., V], in order."""
 
-LOGIT_ROWS = 128
+LOGIT_ROWS = 64
 """Most positions of a piece: 512 of a large vocabulary would take hundreds of megabytes."""
 
 
@@ -44,6 +44,7 @@ def pieces(parts: Parts[Result]) -> Generator[Tensor, None, Result]:
             return done.value
         if piece is not None:
             yield piece
+            del piece
 
 
 def within(
@@ -57,6 +58,7 @@ def within(
             except StopIteration as done:
                 return done.value
         yield piece
+        del piece  # else there would be two of them
 
 
 def logit_blocks(positions: int) -> Iterator[tuple[int, int]]:

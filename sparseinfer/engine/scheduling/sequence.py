@@ -94,6 +94,7 @@ class Sequence:
                 return True
             if piece is not None:
                 self._take_logits(piece)
+                del piece  # else there would be two of them
             if time.perf_counter() >= until:
                 return False
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-REQUESTS = 150
+REQUESTS, WARM = 150, 50
 
 
 def test_nothing_is_lost_and_nothing_kept(acceptance, target):
-    found = acceptance["server_soak"].soak(target.process, REQUESTS)
+    found = acceptance["server_soak"].soak(target.process, REQUESTS, WARM)
     assert found.faults == []
     assert found.sent == REQUESTS
     assert found.left > REQUESTS / 30
     assert found.slots_taken == 0
+    assert len(found.peaks) == len(found.rests) == 2
 
 
 def test_requests_are_of_all_kinds(acceptance):
@@ -49,5 +52,22 @@ def test_streams_that_are_wrong_are_noticed(acceptance, lines, says):
 
 
 def test_memory_that_grows_is_noticed(acceptance):
-    found = acceptance["server_soak"].Soak(memory=[(100, 90), (200, 100), (300, 120), (400, 105)])
-    assert found.growth(200) == pytest.approx(0.2)
+    growth = acceptance["server_soak"].growth_figure
+    assert growth("of memory", [100 << 20, 120 << 20]).measured == pytest.approx(0.2)
+    assert not growth("of memory", [100 << 20, 106 << 20]).holds
+    assert growth("of memory", [100 << 20, 104 << 20]).holds
+
+
+def test_the_most_memory_is_seen_between_two_requests(acceptance):
+    sizes = iter([10, 30, *[20] * 10_000])
+
+    class Growing:
+        @property
+        def resident_bytes(self) -> int:
+            return next(sizes)
+
+    with acceptance["server_soak"].most_memory(Growing()) as most:
+        deadline = time.monotonic() + 10
+        while most[0] == 10 and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert most == [30]
