@@ -22,7 +22,7 @@ demo: $(VENV)/.installed  ## convert, generate, evaluate the embedded model; wri
 	$(BIN)/sparseinfer demo
 
 test: $(VENV)/.installed  ## all tests, with the real model
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed  ## what CI checks besides tests
 	$(BIN)/ruff check .

@@ -50,7 +50,12 @@ elif not torch.cuda.is_available():
     _interpret_with_new_numpy()
 
 
+SLOW_FOLDERS = ("finetune", "gpu", "real", "compare", "convert")
+"""Come first: of two workers none is left alone with them in the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.parent.name not in SLOW_FOLDERS)
     for item in items:
         if item.path.parent.name == "gpu":
             item.add_marker("gpu")
