@@ -42,6 +42,14 @@ def serve(
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP)] = None,
     huge_pages: Annotated[bool, typer.Option("--huge-pages", help=HUGE_PAGES_HELP)] = False,
     predictor: Annotated[Path | None, typer.Option(help=PREDICTOR_HELP)] = None,
+    sample_recall: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Measure in every N-th decode step, which then reads all gates too, what the "
+            "predictor loses; in /metrics and /v1/sparsity. Default: never.",
+        ),
+    ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
@@ -113,6 +121,7 @@ def serve(
         threads=threads,
         huge_pages=huge_pages,
         predictor=predictor,
+        sample_recall=sample_recall,
     )
     limits = Limits(
         waiting_requests=queue,

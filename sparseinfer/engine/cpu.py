@@ -153,12 +153,34 @@ class CpuRunner:
             logits [B, V] fp32, and counts of each sequence [L, B, ...], see
             `sparseinfer.engine.counts`: to the bit what `forward` gives for each alone.
         """
+        return self._step(ids, caches, None)
+
+    def sampled_step(
+        self, ids: Sequence[int], caches: Sequence[KVCache]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A step that also counts what the predictor loses, for which it reads all gates.
+
+        Returns:
+            logits and counts of `step`, to the bit, and int32 [L, B]: the neurons that fire by
+            their gates on the same inputs, let through or not. The rows of up in `counts` are those
+            of them that were let through.
+
+        Raises:
+            ValueError: the model has no predictor.
+        """
+        firing = torch.zeros(self._config.num_layers, len(ids), dtype=torch.int32)
+        logits, counts = self._step(ids, caches, firing)
+        return logits, counts, firing
+
+    def _step(
+        self, ids: Sequence[int], caches: Sequence[KVCache], firing: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = []
         for token, cache in zip(ids, caches, strict=True):
             cache.reserve(1)
             rows.append(TokenRow(token, cache.length, cache.keys, cache.values))
         longest = max(row.position for row in rows) + 1
-        logits, counts = self._decoder(rows, *self._rope.tables(0, longest))
+        logits, counts = self._decoder(rows, *self._rope.tables(0, longest), firing=firing)
         for cache in caches:
             cache.advance(1)
         return logits, counts

@@ -19,6 +19,8 @@ from sparseinfer.engine.parts import ForwardParts, finish, within
 from sparseinfer.engine.placing import reserved_bytes
 from sparseinfer.engine.residency import Residency
 from sparseinfer.engine.rope import Rope
+from sparseinfer.engine.settings import SAMPLED_ON_CPU
+from sparseinfer.errors import UnsupportedError
 from sparseinfer.kernels.gemm import Math
 from sparseinfer.kernels.threads import CpuPool
 from sparseinfer.packed import Weights
@@ -145,6 +147,17 @@ class GpuRunner:
         for cache in caches:
             cache.advance(1)
         return logits, counts
+
+    def sampled_step(
+        self,
+        ids: Sequence[int],  # noqa: ARG002
+        caches: Sequence[KVCache],  # noqa: ARG002
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(SAMPLED_ON_CPU)
 
     def _prompt(self, ids: torch.Tensor, cache: KVCache, *, all_logits: bool) -> ForwardParts:
         """On the GPU, its results copied from there."""

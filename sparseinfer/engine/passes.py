@@ -13,6 +13,7 @@ from sparseinfer.engine.cache import KVCache
 from sparseinfer.engine.counts import Counter
 from sparseinfer.engine.cpu import NATIVE_ROWS
 from sparseinfer.engine.parts import Parts, finish, pieces, within
+from sparseinfer.engine.recall import RecallWindow
 from sparseinfer.engine.runner import Runner
 from sparseinfer.engine.settings import Phase
 from sparseinfer.engine.torch_threads import torch_threads
@@ -65,9 +66,20 @@ class Passes:
             yield from self._forward(ids, cache, [self.counters["prefill"]], all_logits=all_logits)
         )
 
-    def step(self, ids: Sequence[int], caches: Sequence[KVCache]) -> torch.Tensor:
-        """One token for each of several sequences; logits [B, V]."""
-        logits, counts = self.runner.step(ids, caches)
+    def step(
+        self, ids: Sequence[int], caches: Sequence[KVCache], recall: RecallWindow | None = None
+    ) -> torch.Tensor:
+        """One token for each of several sequences; logits [B, V].
+
+        Args:
+            recall: takes what the predictor loses on these tokens, where that is to be measured;
+                neither the logits nor the counts depend on it.
+        """
+        if recall is None:
+            logits, counts = self.runner.step(ids, caches)
+        else:
+            logits, counts, firing = self.runner.sampled_step(ids, caches)
+            recall.add(counts, firing)
         self.counters["decode"].add(counts.sum(1), len(ids))
         return logits
 

@@ -46,6 +46,10 @@ class Runner(Protocol):
         self, ids: Sequence[int], caches: Sequence[KVCache]
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
+    def sampled_step(
+        self, ids: Sequence[int], caches: Sequence[KVCache]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
 
 def make_runner(
     config: ModelConfig,

@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args
 from pydantic import ByteSize, TypeAdapter
 from torch import Tensor
 
-from sparseinfer.errors import ConfigError
+from sparseinfer.errors import ConfigError, UnsupportedError
 from sparseinfer.kernels.gemm import MATHS, Math
 from sparseinfer.kernels.threads import physical_cores
 
@@ -51,6 +51,29 @@ def check_gpu_memory(budget: int | None, windows: Tensor | None, *, on_gpu: bool
             "gpu_memory needs windows of token ids to watch neurons on: watched_windows(model) "
             "makes some"
         )
+
+
+SAMPLED_ON_CPU = "what a predictor loses is sampled on the CPU only: use --device cpu"
+
+
+def check_sample_recall(every: int | None, *, predicted: bool, on_cpu: bool) -> None:
+    """Whether every so many decode steps can be sampled; None: none is.
+
+    Args:
+        predicted: whether the model has a predictor.
+
+    Raises:
+        ConfigError: a number below 1, or no predictor.
+        UnsupportedError: a model on a GPU.
+    """
+    if every is None:
+        return
+    if not is_count(every):
+        raise ConfigError(f"--sample-recall {every!r} is not a positive whole number of steps")
+    if not predicted:
+        raise ConfigError("--sample-recall is for models with a predictor: add --predictor")
+    if not on_cpu:
+        raise UnsupportedError(f"--sample-recall: {SAMPLED_ON_CPU}")
 
 
 def prefill_math(requested: str) -> Math | None:

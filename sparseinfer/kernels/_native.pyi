@@ -128,6 +128,7 @@ class Decoder:
         first_logits: int,
         logits: int,
         counts: int,
+        firing: int = 0,
     ) -> None: ...
 
 def read_bandwidth(pool: ThreadPool, address: int, bytes: int) -> float: ...

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparseinfer.config import ModelConfig
+from sparseinfer.engine.recall import Recall
 from sparseinfer.engine.scheduling import SchedulerState
 from sparseinfer.formats import WeightFormats
 from sparseinfer.sparsity import SparsityCounts, bytes_per_token, sparsities
@@ -41,8 +42,15 @@ class ModelFacts:
         return [now - then for now, then in zip(active, self.calibrated, strict=True)]
 
 
-def sparsity_report(name: str, facts: ModelFacts, counts: SparsityCounts) -> dict[str, Any]:
-    """Of the tokens that `counts` are about; null where there were none."""
+def sparsity_report(
+    name: str, facts: ModelFacts, counts: SparsityCounts, recall: Recall | None
+) -> dict[str, Any]:
+    """Of the tokens that `counts` are about; null where there were none.
+
+    Args:
+        recall: of the last tokens that were sampled, whichever `counts` are about; None where none
+            ever is.
+    """
     active = facts.active(counts)
     layers = facts.config.num_layers
     everything = [1.0] * layers
@@ -63,6 +71,8 @@ def sparsity_report(name: str, facts: ModelFacts, counts: SparsityCounts) -> dic
         "neuron_sparsity": None if read is None else read.neuron,
         "ffn_byte_sparsity": None if read is None else read.ffn_bytes,
         "model_byte_sparsity": None if read is None else read.model_bytes,
+        "predictor_recall": None if recall is None else recall.by_layer,
+        "recall_window_tokens": None if recall is None else recall.tokens,
     }
 
 

@@ -11,7 +11,12 @@ from sparseinfer.engine import Model
 from sparseinfer.engine.device import CPU, checked_device
 from sparseinfer.engine.device import free_bytes as gpu_free_bytes
 from sparseinfer.engine.scheduling import Scheduler
-from sparseinfer.engine.settings import check_threads, is_count, memory_size
+from sparseinfer.engine.settings import (
+    check_sample_recall,
+    check_threads,
+    is_count,
+    memory_size,
+)
 from sparseinfer.errors import ConfigError
 from sparseinfer.formats import WeightFormats, import_dtype
 from sparseinfer.packed import choose_model_formats, open_model
@@ -30,7 +35,8 @@ class ModelSettings:
     """Which model to serve, and how.
 
     Raises:
-        ConfigError: a number outside its domain.
+        ConfigError: a number outside its domain, or `sample_recall` without a predictor.
+        UnsupportedError: `sample_recall` on a GPU.
     """
 
     model: str
@@ -45,9 +51,16 @@ class ModelSettings:
     threads: int | None = None
     huge_pages: bool = False
     predictor: Path | None = None
+    sample_recall: int | None = None
+    """Measure in every so many decode steps what the predictor loses; None: never."""
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
+        check_sample_recall(
+            self.sample_recall,
+            predicted=self.predictor is not None,
+            on_cpu=self.device == "cpu",
+        )
         if not (is_count(self.slots) and self.slots <= MAX_SLOTS):
             raise ConfigError(f"slots {self.slots} is not a whole number from 1 to {MAX_SLOTS}")
         if self.context is not None and not (is_count(self.context) and self.context > 1):
@@ -97,7 +110,12 @@ class ModelSettings:
             predictor=self.predictor,
         )
         return serve_model(
-            model, load_tokenizer(model.path), resolved.name, slots=self.slots, context=context
+            model,
+            load_tokenizer(model.path),
+            resolved.name,
+            slots=self.slots,
+            context=context,
+            sample_recall=self.sample_recall,
         )
 
 
@@ -108,16 +126,17 @@ def serve_model(
     *,
     slots: int,
     context: int | None = None,
+    sample_recall: int | None = None,
 ) -> Served:
     """A model in memory, made ready to serve under a name. Nobody else may use it from then on.
 
     Raises:
-        ConfigError: as `Scheduler`.
+        ConfigError, UnsupportedError: as `Scheduler`.
     """
     return Served(
         name=name,
         tokenizer=tokenizer,
-        scheduler=Scheduler(model, slots=slots),
+        scheduler=Scheduler(model, slots=slots, sample_recall=sample_recall),
         context=context or model.config.context_length,
         vocab_size=model.config.vocab_size,
         end_ids=model.stop_ids,

@@ -90,6 +90,15 @@ class _EngineCollector(Collector):
             "Difference of the two: above 0, more fire.",
             facts.drift(active),
         )
+        if state.recall is not None:
+            yield _counter(
+                "recall_samples", "Tokens on which recall was measured.", state.recall.samples
+            )
+            yield _by_layer(
+                "predictor_recall",
+                "Of the neurons that fire, the part let through, over the last tokens sampled.",
+                state.recall.by_layer,
+            )
 
 
 def _counters(state: SchedulerState) -> Iterator[Metric]:
@@ -101,7 +110,11 @@ def _counters(state: SchedulerState) -> Iterator[Metric]:
         ("sequences_failed", "Answers that the engine could not finish.", state.failed),
         ("sequences_cancelled", "Answers taken back: stop strings, clients gone.", state.cancelled),
     ):
-        yield CounterMetricFamily(f"{_PREFIX}_{name}", help_text, value=value)
+        yield _counter(name, help_text, value)
+
+
+def _counter(name: str, help_text: str, value: int) -> Metric:
+    return CounterMetricFamily(f"{_PREFIX}_{name}", help_text, value=value)
 
 
 def _gauges(state: SchedulerState) -> Iterator[Metric]:

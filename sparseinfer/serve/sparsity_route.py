@@ -37,7 +37,7 @@ def sparsity_response(http: Request, service: Service) -> Response:
             raise ApiError(400, f"{name[:100]}: unknown parameter", param=name[:100])
     if not wants[asked]:
         state = served.scheduler.snapshot()
-        return JSONResponse(sparsity_report(served.name, served.facts, state.recent))
+        return JSONResponse(sparsity_report(served.name, served.facts, state.recent, state.recall))
     if service.watchers >= MAX_WATCHERS:
         raise full(f"{service.watchers} streams of /v1/sparsity")
     service.watchers += 1
@@ -50,9 +50,10 @@ async def _events(served: Served, service: Service) -> AsyncIterator[bytes]:
     before, quiet = served.scheduler.snapshot().decode, 0
     while not service.draining:
         await asyncio.sleep(_PERIOD)
-        now = served.scheduler.snapshot().decode
+        state = served.scheduler.snapshot()
+        now = state.decode
         if now.tokens > before.tokens:
-            yield event(sparsity_report(served.name, served.facts, now - before))
+            yield event(sparsity_report(served.name, served.facts, now - before, state.recall))
             quiet = 0
         elif (quiet := quiet + 1) % _QUIET_PERIODS == 0:
             yield KEEP_ALIVE

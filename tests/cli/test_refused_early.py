@@ -24,6 +24,20 @@ def test_threads_and_weights(fails, make_model, nothing_is_opened, command, opti
     assert option[1] in fails(command, make_model(), *prompt, *option)
 
 
+@pytest.mark.parametrize("every", ["0", "-1"])
+def test_recall_is_sampled_every_so_many_steps(fails, nothing_is_opened, make_model, every):
+    options = ("--sample-recall", every, "--predictor", "anything")
+    assert f"--sample-recall {every} is not" in fails("serve", make_model(), *options)
+
+
+def test_recall_is_sampled_of_a_predictor_on_the_cpu(fails, nothing_is_opened, make_model):
+    sampled = ("serve", make_model(), "--sample-recall", "10")
+    assert "add --predictor" in fails(*sampled)
+    refused = fails(*sampled, "--predictor", "anything", "--device", "cuda")
+    assert "use --device cpu" in refused
+    assert "--help" in fails("serve", make_model(), "--sample-recall", "ten")
+
+
 def test_threads_of_the_demo(fails, nothing_is_opened, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "threads" in fails("demo", "--threads", "0")

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sparseinfer.config import ModelConfig
+from sparseinfer.engine.recall import Recall
 from sparseinfer.engine.sampling import Sampler
 from sparseinfer.engine.scheduling import (
     Finished,
@@ -155,6 +156,7 @@ class ScriptedScheduler:
         self.produced = 0
         self.cancelled = 0
         self.can_be_dense = True
+        self.recall: Recall | None = None
         self._waiting: deque[tuple[Ticket, Sink]] = deque()
         self._running: list[_Running] = []
 
@@ -205,6 +207,7 @@ class ScriptedScheduler:
             prefill=nothing,
             decode=counts,
             recent=counts,
+            recall=self.recall,
         )
 
     def step(self) -> bool:

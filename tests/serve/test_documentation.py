@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from sparseinfer.cli.app import app as commands
+from sparseinfer.engine.recall import Recall
 from sparseinfer.serve import Limits, create_app, limits, schema
 from sparseinfer.serve.metrics import Metrics
 
@@ -75,8 +76,9 @@ def test_fixed_limits(name):
 
 
 def test_metrics():
-    metrics = Metrics()
-    metrics.watch(scripted(ScriptedScheduler()))
+    metrics, scheduler = Metrics(), ScriptedScheduler()
+    scheduler.recall = Recall(1, 1, (1, 1), (1, 1))
+    metrics.watch(scripted(scheduler))
     for family in metrics.registry.collect():
         name = family.name.removeprefix("sparseinfer_")
         name += "_total" if family.type == "counter" else ""

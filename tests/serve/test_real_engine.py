@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import openai
 import pytest
 import torch
 import transformers
+from predictor_files import write_predictor
 
 from sparseinfer.engine import Model, Sampling, load
-from sparseinfer.serve import serve_model
+from sparseinfer.serve import ModelSettings, serve_model
 from sparseinfer.tokenizer import load_tokenizer
 
 from .conftest import check_error, eventually, serving
@@ -244,6 +246,26 @@ def test_a_thresholded_model_is_dense_where_asked(make_sparse, make_model):
         assert report["method"] == "test"
         assert 0 < report["neuron_sparsity"] < 1
         assert report["bytes_per_token"] < report["dense_bytes_per_token"]
+
+
+def test_recall_is_sampled_while_serving(make_model, tmp_path):
+    folder = make_model(hidden_act="relu")
+    predictor = write_predictor(folder, tmp_path / "predictor")
+    plain = ModelSettings(str(folder), threads=1, predictor=predictor)
+    fields = {"max_tokens": 21, "temperature": 0, "ignore_eos": True}
+    texts = []
+    for settings in (plain, replace(plain, sample_recall=4)):
+        with serving(settings.load) as (server, http):
+            answer = Tiny(http, server._service).complete("Hello", **fields)
+            texts.append(answer.json()["choices"][0]["text"])
+            report = http.get("/v1/sparsity").json()
+            figures = http.get("/metrics").text
+    assert texts[0] == texts[1]
+    assert report["recall_window_tokens"] == 5  # of 20 steps
+    assert all(0 < one < 1 for one in report["predictor_recall"])
+    assert "sparseinfer_recall_samples_total 5.0" in figures
+    for layer, one in enumerate(report["predictor_recall"]):
+        assert f'sparseinfer_predictor_recall{{layer="{layer}"}} {one}' in figures
 
 
 def test_a_relu_model_has_no_dense_form(make_model):

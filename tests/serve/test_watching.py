@@ -10,6 +10,7 @@ from datetime import datetime
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sparseinfer.engine.recall import Recall
 from sparseinfer.serve.limits import MAX_WATCHERS
 
 from .conftest import check_error, eventually, running
@@ -135,6 +136,39 @@ def test_metrics():
     assert after["sparseinfer_calibrated_active_fraction{layer=1}"] == 0.25
     assert after["sparseinfer_active_fraction_drift{layer=1}"] == 0.25
     assert after["sparseinfer_active_fraction_drift{layer=0}"] == 0
+
+
+def test_recall_is_shown_where_it_is_sampled():
+    scheduler = ScriptedScheduler()
+    with running(scheduler) as server:
+
+        def seen() -> tuple[dict[str, float], dict]:
+            found = {name: one for name, one in samples(server).items() if "recall" in name}
+            report = server.http.get("/v1/sparsity").json()
+            return found, {name: one for name, one in report.items() if "recall" in name}
+
+        assert seen() == ({}, {"predictor_recall": None, "recall_window_tokens": None})
+        scheduler.recall = Recall(0, 0, (0, 0), (0, 0))
+        assert seen() == (
+            {"sparseinfer_recall_samples_total": 0},
+            {"predictor_recall": None, "recall_window_tokens": 0},
+        )
+        scheduler.recall = Recall(700, 256, (30, 0), (40, 0))
+        assert seen() == (
+            {
+                "sparseinfer_recall_samples_total": 700,
+                "sparseinfer_predictor_recall{layer=0}": 0.75,
+                "sparseinfer_predictor_recall{layer=1}": 1,
+            },
+            {"predictor_recall": [0.75, 1.0], "recall_window_tokens": 256},
+        )
+        with server.http.stream("GET", "/v1/sparsity?stream=true") as answer:
+            events = answer.iter_lines()
+            next(events)
+            server.complete("abcd")
+            event = next(line for line in events if line.startswith("data:"))
+            assert json.loads(event.removeprefix("data: "))["predictor_recall"] == [0.75, 1.0]
+            server.server.stop()
 
 
 def test_routes_that_do_not_exist_make_no_new_series(echo_server):

@@ -2,7 +2,8 @@
 
 Reading order: `request` (what is asked and answered), `check` (what is refused), `events` and
 `mask` (of a token), `slots` (caches, and what of them is used again), `sequence` (a request in a
-slot), `prompts` (whose turn it is), `state` and `figures` (for whoever watches) and `scheduler`.
+slot), `prompts` (whose turn it is), `sampled` (which steps measure the predictor), `state` and
+`figures` (for whoever watches) and `scheduler`.
 """
 
 from sparseinfer.engine.cache import kv_bytes

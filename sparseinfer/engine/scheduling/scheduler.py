@@ -20,6 +20,7 @@ from sparseinfer.engine.scheduling.check import checked_request
 from sparseinfer.engine.scheduling.figures import Figures, Reads
 from sparseinfer.engine.scheduling.prompts import Prompts
 from sparseinfer.engine.scheduling.request import Finished, Sink, Ticket, TokenRequest
+from sparseinfer.engine.scheduling.sampled import SampledSteps
 from sparseinfer.engine.scheduling.sequence import Sequence
 from sparseinfer.engine.scheduling.slots import Slots
 from sparseinfer.engine.scheduling.state import SchedulerState
@@ -56,6 +57,7 @@ class Scheduler:
         stop_ids: Collection[int] | None = None,
         prompts_first: bool = False,
         slice_seconds: float | None = None,
+        sample_recall: int | None = None,
     ) -> None:
         """
         Args:
@@ -68,9 +70,13 @@ class Scheduler:
                 a set is done sooner, but each waits longer for the others.
             slice_seconds: after this time, or after as long as the last decode step took, a step
                 leaves the rest of a chunk to the next one; default is `SLICE_SECONDS`.
+            sample_recall: measure in every so many decode steps what the model's predictor loses:
+                such a step reads all gates besides. Default is never.
 
         Raises:
-            ConfigError: slots or chunk_tokens below 1.
+            ConfigError: slots, chunk_tokens or sample_recall below 1, or the latter of a model
+                without a predictor.
+            UnsupportedError: sample_recall of a model on a GPU.
         """
         chunk = passes_module.CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
         for name, value in (("slots", slots), ("chunk_tokens", chunk)):
@@ -82,6 +88,7 @@ class Scheduler:
         self._stop_ids = frozenset(model.stop_ids if stop_ids is None else stop_ids)
         self._prompts_first = prompts_first
         self._slice_seconds = SLICE_SECONDS if slice_seconds is None else slice_seconds
+        self._sampled = SampledSteps(model, sample_recall)
         self._decode_seconds = 0.0
         """What the last decode step took."""
         self._slots = Slots(slots, chunk)
@@ -96,6 +103,7 @@ class Scheduler:
         self._waiting_cancelled = 0
         self._published = Figures()
         self._reads = Reads(model.passes())
+        self._recall = self._sampled.recall
 
     def check(self, request: TokenRequest) -> None:
         """Whether the model can take a request; `submit` checks too.
@@ -148,12 +156,14 @@ class Scheduler:
             waiting = len(self._waiting)
             reads, counted = self._reads, self._reads.passes.counted
             prefill, decode, recent = reads.prefill, reads.decode, reads.recent
+            recall = self._recall
         return SchedulerState(
             slots=self._count,
             waiting=waiting,
             prefill=counted(prefill),
             decode=counted(decode),
             recent=counted(recent),
+            recall=recall,
             **figures,
         )
 
@@ -162,6 +172,7 @@ class Scheduler:
         with self._lock:
             self._published = replace(self._figures)
             self._reads.update()
+            self._recall = self._sampled.recall
 
     def _drop_cancelled(self) -> None:
         for one in [*self._prompts, *self._running]:
@@ -221,7 +232,9 @@ class Scheduler:
         for passes, group in _groups(running):
             try:
                 logits = passes.step(
-                    [one.token for one in group], [one.slot.cache for one in group]
+                    [one.token for one in group],
+                    [one.slot.cache for one in group],
+                    self._sampled.next(passes),
                 )
             except Exception as error:  # whose fault it is cannot be known
                 for one in group:

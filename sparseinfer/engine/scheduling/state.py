@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparseinfer.engine.recall import Recall
 from sparseinfer.sparsity import SparsityCounts
 
 WINDOW_TOKENS = 256
@@ -38,3 +39,6 @@ class SchedulerState:
     a converted model not included."""
     recent: SparsityCounts
     """The part of `decode` of about the last `WINDOW_TOKENS` tokens."""
+    recall: Recall | None = None
+    """What the predictor lets through of about the last `WINDOW_TOKENS` tokens that were sampled;
+    None where none ever is."""

@@ -119,6 +119,7 @@ class CpuDecoder:
         self._counts_all = any(
             layer.has_input_thresholds or layer.ffn.chooses_candidates for layer in layers
         )
+        self._predicted = all(layer.ffn.predictor is not None for layer in layers)
         embedded = native_matrix(embedding)
         self._native = native().Decoder(
             embedded,
@@ -138,7 +139,13 @@ class CpuDecoder:
         )
 
     def __call__(
-        self, rows: Sequence[TokenRow], cos: Tensor, sin: Tensor, *, first_logits: int = 0
+        self,
+        rows: Sequence[TokenRow],
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        first_logits: int = 0,
+        firing: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Computes tokens and stores their keys and values.
 
@@ -146,6 +153,9 @@ class CpuDecoder:
             rows: 1 to `MAX_ROWS` tokens. Those of one sequence stand in order of position.
             cos, sin: [positions, head_dim] fp32, contiguous, from position 0 on.
             first_logits: the head is computed for this row and those after it.
+            firing: int32 [L, len(rows)], contiguous, to be filled with how many neurons fire by
+                their gates, whether a predictor lets them through or not. All gates are read for
+                it; nothing else changes. For models whose layers all have predictors.
 
         Returns:
             logits [len(rows) - first_logits, V] fp32, and the rows of (up, down) that each token
@@ -154,7 +164,7 @@ class CpuDecoder:
             and the inputs of each of `PROJECTIONS` that count, 0 for those without thresholds.
 
         Raises:
-            ValueError: rows, caches or tables that do not fit.
+            ValueError: rows, caches, tables or memory for counts that do not fit.
             RuntimeError: the pool belongs to the parent of a forked process.
         """
         if not 0 <= first_logits < len(rows) <= MAX_ROWS:
@@ -163,6 +173,8 @@ class CpuDecoder:
                 f"and {first_logits}"
             )
         longest = self._check_tables(cos, sin)
+        if firing is not None:
+            self._check_firing(firing, len(rows))
         fields: list[int] = []
         checked: tuple[Tensor, Tensor] | None = None
         for row in rows:
@@ -196,8 +208,20 @@ class CpuDecoder:
             first_logits,
             logits.data_ptr(),
             counts.data_ptr(),
+            0 if firing is None else firing.data_ptr(),
         )
         return logits, counts
+
+    def _check_firing(self, firing: Tensor, rows: int) -> None:
+        if not self._predicted:
+            raise ValueError("firing is counted where every layer has a predictor")
+        if tuple(firing.shape) != (self._layers, rows) or firing.dtype != torch.int32:
+            raise ValueError(
+                f"firing must be {[self._layers, rows]} int32, not {list(firing.shape)} "
+                f"{firing.dtype}"
+            )
+        if not firing.is_contiguous() or not firing.is_cpu:
+            raise ValueError("firing must be contiguous and on the CPU")
 
     def _check_tables(self, cos: Tensor, sin: Tensor) -> int:
         """Positions that both tables hold."""

@@ -387,6 +387,7 @@ public:
             view.ffn = layer.ffn.weights();
             if (view.ffn.hidden != hidden) misfit();
             if (view.ffn.chooser.kind != Choice::none && !counts_all) misfit();
+            predicted_ = predicted_ && is_predictor(view.ffn.chooser.kind);
             model.layers.push_back(view);
         }
         vocabulary_ = embedding.view().rows;
@@ -394,15 +395,17 @@ public:
     }
 
     void step(uintptr_t rows, int64_t count, uintptr_t cos, uintptr_t sin, int64_t first_logits,
-              uintptr_t logits, uintptr_t counts) {
+              uintptr_t logits, uintptr_t counts, uintptr_t firing) {
         const TokenRow *tokens = at<const TokenRow>(rows);
         if (count < 1 || count > kMaxRows || first_logits < 0 || first_logits >= count)
             throw std::invalid_argument("rows out of range");
+        if (firing && !predicted_)
+            throw std::invalid_argument("firing is counted where every layer has a predictor");
         for (int64_t b = 0; b < count; b++)
             if (tokens[b].token < 0 || tokens[b].token >= vocabulary_ || tokens[b].position < 0)
                 throw std::invalid_argument("token or position out of range");
         decoder_->step(tokens, count, at<const float>(cos), at<const float>(sin), first_logits,
-                       at<float>(logits), at<int32_t>(counts));
+                       at<float>(logits), at<int32_t>(counts), at<int32_t>(firing));
     }
 
 private:
@@ -411,6 +414,7 @@ private:
     Floats final_norm_;
     Matrix head_;
     int64_t vocabulary_ = 0;
+    bool predicted_ = true;
     std::unique_ptr<Decoder> decoder_;
 };
 
@@ -565,5 +569,5 @@ NB_MODULE(_native, m) {
              "kv_heads"_a, "head_dim"_a, "window"_a, "bf16_cache"_a, "input_relu"_a,
              "counts_all"_a, "pool"_a, "isa"_a)
         .def("step", &BoundDecoder::step, "rows"_a, "count"_a, "cos"_a, "sin"_a, "first_logits"_a,
-             "logits"_a, "counts"_a, Unlocked());
+             "logits"_a, "counts"_a, "firing"_a = 0, Unlocked());
 }

@@ -6,6 +6,9 @@
 
 namespace sparseinfer {
 
+// Whether it only considers neurons, whose gates decide: a sketch decides in their place.
+inline bool is_predictor(Choice kind) { return kind == Choice::lowrank || kind == Choice::sign; }
+
 // Neurons that a thread decides on at a time: a multiple of 16.
 int64_t neurons_per_choice(const ChooserView &chooser, int64_t threads);
 

@@ -26,6 +26,7 @@ void StepMember::ffn(const LayerView &layer) {
     if (chooses) wants[wanted++] = {ffn.gate.format, nullptr, Part::gate, 1, &ffn.chooser};
     prepare(w_.hidden, hidden_, Norm::layer, layer.ffn_norm, wants, wanted);
     if (chooses) choose(ffn);
+    if (w_.firing) count_firing(ffn);
     if (needs_all_gates(ffn)) {
         all_gates(ffn);
         activate_all(ffn);
@@ -197,6 +198,19 @@ void StepMember::activate_all(const FfnWeights &ffn) {
         outputs(0, b, 0, n);
     });
     team_.meet();
+}
+
+// How many neurons of each row fire by their gates, whichever were chosen. A dot product has the same
+// bits alone and among others: those that are computed are some of these.
+void StepMember::count_firing(const FfnWeights &ffn) {
+    const int64_t n = ffn.intermediate;
+    all_gates(ffn);
+    team_.claim(phase_++, thread_, w_.count, [&](int64_t b, int64_t) {
+        float *g = w_.g + b * n;
+        kernels_.activate_neurons(ffn, g, 0, n);
+        w_.firing[layer_ * w_.count + b] =
+            static_cast<int32_t>(n - std::count(g, g + n, 0.0f));    // NaN fires
+    });
 }
 
 // Neuron outputs are known: down is stored by them.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "choose.h"
 #include "gated_ffn.h"
 #include "linear.h"
 
@@ -38,7 +39,8 @@ int64_t StepMember::phases(const LayerView &layer) {
     const int64_t choice = layer.ffn.chooser.kind == Choice::none      ? 0
                            : layer.ffn.chooser.kind == Choice::lowrank ? 2
                                                                        : 1;
-    return attention + choice + (needs_all_gates(layer.ffn) ? 6 : 2);
+    const int64_t counting = is_predictor(layer.ffn.chooser.kind) ? 2 : 0;    // firing neurons
+    return attention + choice + counting + (needs_all_gates(layer.ffn) ? 6 : 2);
 }
 
 void StepMember::run() {

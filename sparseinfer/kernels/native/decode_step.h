@@ -20,6 +20,7 @@ struct StepWork {
     int64_t first_logits;
     float *logits;
     int32_t *counts;
+    int32_t *firing;    // [layers, count] or null
 
     float *hidden;      // [count, hidden]
     float *normed;      // [threads or 1, count, hidden]
@@ -42,8 +43,8 @@ struct StepWork {
     int32_t *by_input_reads[kSlots];
     int64_t by_input_floats[kSlots];    // of a row
     int64_t by_input_ranges[kSlots];
-    // [count, intermediate], where all gates must be there first. Of g become activations, then
-    // neuron outputs where all of u is there too.
+    // [count, intermediate], where all gates must be there first, or firing neurons are counted. Of g
+    // become activations, then neuron outputs where all of u is there too.
     float *g;
     float *u;
     int64_t neurons;    // 0 where no layer needs them
@@ -115,6 +116,7 @@ private:
     void choose(const FfnWeights &ffn);
     void all_gates(const FfnWeights &ffn);
     void activate_all(const FfnWeights &ffn);
+    void count_firing(const FfnWeights &ffn);
     void down_by_input(const FfnWeights &ffn);
     void fetch_next_layer() const;
     void head();

@@ -70,7 +70,7 @@ void measure_layer(const ModelView &model, const LayerView &layer, const Kernels
                  ffn.gate_by_input || ffn.gate_input || ffn.up_input ? 1 : 0);
     work.ranges = std::max(work.ranges, range_count(ffn.intermediate, ffn.range));
     work.width = std::max(work.width, accumulator_width(ffn.down));
-    if (needs_all_gates(ffn)) work.neurons = std::max(work.neurons, ffn.intermediate);
+    if (needs_all_gates(ffn) || work.firing) work.neurons = std::max(work.neurons, ffn.intermediate);
     measure_choice(ffn.chooser, kernels, work);
     if (ffn.up_by_input) by_input(ffn.down, 0);
 }
@@ -82,7 +82,7 @@ Decoder::Decoder(ModelView model, std::shared_ptr<ThreadPool> pool, const Kernel
       team_(pool_->threads(), all_phases(model_)) {}
 
 void Decoder::step(const TokenRow *rows, int64_t count, const float *cos, const float *sin,
-                   int64_t first_logits, float *logits, int32_t *counts) {
+                   int64_t first_logits, float *logits, int32_t *counts, int32_t *firing) {
     const int64_t hidden = model_.head.columns, threads = pool_->threads();
     const int64_t q = model_.heads * model_.head_dim;
     rest_openmp();    // of the prompt before
@@ -95,6 +95,7 @@ void Decoder::step(const TokenRow *rows, int64_t count, const float *cos, const 
     work.first_logits = first_logits;
     work.logits = logits;
     work.counts = counts;
+    work.firing = firing;
     work.slots = 1;
     work.input_bytes = kernels_.input_bytes(model_.head.format, hidden);
     for (const LayerView &layer : model_.layers) measure_layer(model_, layer, kernels_, work);

@@ -73,8 +73,10 @@ public:
     // first_logits and later, and counts [layers, rows, 2] (rows of up and of down read), or with
     // counts_all [layers, rows, 3 + kParts], zeroed by the caller: then rows of gate read where
     // neurons are chosen before, and the inputs that count of each part. Layers that choose need it.
+    // `firing` [layers, rows], or null: the neurons that fire by their gates, for which all gates are
+    // read. Every layer must have a predictor then.
     void step(const TokenRow *rows, int64_t count, const float *cos, const float *sin,
-              int64_t first_logits, float *logits, int32_t *counts);
+              int64_t first_logits, float *logits, int32_t *counts, int32_t *firing = nullptr);
 
 private:
     ModelView model_;
