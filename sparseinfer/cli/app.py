@@ -124,6 +124,8 @@ def _run() -> int:
             if error.filename is None:
                 _drop_output()
             return _fail(f"no space left on the disk ({error.filename or 'standard output'})")
+        if isinstance(error, PermissionError) and error.filename is not None:
+            return _fail(f"{error.filename}: permission denied; run as a user who may use it")
         raise
 
 

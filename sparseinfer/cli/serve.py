@@ -95,10 +95,11 @@ def serve(
         Access,
         Limits,
         ModelSettings,
+        Server,
         create_app,
         keep_memory_small,
-        run_server,
     )
+    from sparseinfer.serve.limits import check_limit
 
     if api_key is not None:
         raise ConfigError(
@@ -106,8 +107,6 @@ def serve(
             f"--api-key-file, or into {KEY_VARIABLE}"
         )
     key = read_key(api_key_file, os.environ.get(KEY_VARIABLE))
-    if key is None and not is_loopback(host):
-        logger.warning("no API key: whoever reaches %s may use this server", host)
     hosts = None
     if allow_host is not None or (key is None and is_loopback(host)):
         hosts = frozenset(name.lower() for name in (*(allow_host or ()), host))
@@ -123,17 +122,20 @@ def serve(
         predictor=predictor,
         sample_recall=sample_recall,
     )
-    limits = Limits(
-        waiting_requests=queue,
-        waiting_sequences=queue_answers,
-        choices=max_choices,
-        prompts=max_prompts,
-        body_bytes=max_body,
-        body_seconds=body_seconds,
-        request_seconds=request_seconds,
-        send_seconds=send_seconds,
-        drain_seconds=drain_seconds,
-    )
+    given = {
+        "--queue": ("waiting_requests", queue),
+        "--queue-answers": ("waiting_sequences", queue_answers),
+        "--max-choices": ("choices", max_choices),
+        "--max-prompts": ("prompts", max_prompts),
+        "--max-body": ("body_bytes", max_body),
+        "--body-seconds": ("body_seconds", body_seconds),
+        "--request-seconds": ("request_seconds", request_seconds),
+        "--send-seconds": ("send_seconds", send_seconds),
+        "--drain-seconds": ("drain_seconds", drain_seconds),
+    }
+    for option, (name, value) in given.items():
+        check_limit(name, value, called=option)
+    limits = Limits(**dict(given.values()))
     keep_memory_small()
     app = create_app(
         settings.load, limits=limits, access=Access(key, hosts), log_prompts=log_prompts
@@ -144,7 +146,11 @@ def serve(
             name = app.state.service.served.name
             print_json({"url": url, "model": name})
 
-    run_server(app, host, port, on_ready=ready)
+    server = Server(app, host, port, on_ready=ready)
+    # Only now: where it cannot listen, that is all there is to say.
+    if key is None and not is_loopback(host):
+        logger.warning("no API key: whoever reaches %s may use this server", host)
+    server.run()
 
 
 def read_key(path: Path | None, given: str | None) -> str | None:

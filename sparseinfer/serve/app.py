@@ -88,6 +88,8 @@ def create_app(
 
 
 def _add_plain_routes(app: FastAPI, service: Service) -> None:
+    # Monitors ask by HEAD too.
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: {"description": "loading, draining or failed"}})
     async def health() -> Response:
         status = service.health

@@ -19,8 +19,15 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     """The whole body of a JSON request, never holding more than the limit.
 
     Raises:
-        ApiError: 415 for another type or an encoding, 413 or 408 beyond size or time.
+        ApiError: 400 for parameters in the address, 415 for another type or an encoding, 413 or 408
+            beyond size or time.
     """
+    for name in request.query_params:
+        raise ApiError(
+            400,
+            f"{name[:100]}: not taken in the address; put fields into the body",
+            param=name[:100],
+        )
     # A web page may send other types to any address without asking (CORS "simple requests"); with
     # JSON the browser asks first, and nobody answers. So this keeps strangers' pages out.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

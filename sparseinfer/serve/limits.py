@@ -43,13 +43,15 @@ MAX_TEMPLATE_STRING = 1024
 """Characters of one of their values."""
 MAX_TEMPLATE_NUMBER = 10**6
 """Magnitude of one of their values."""
-# Nesting of JSON is bounded by its parser (200 levels), request lines and headers by h11 (64 KiB).
+# Nesting of JSON is bounded by its parser (200 levels), request lines by h11 (64 KiB).
 
 # Of the server itself.
 TEMPLATE_SECONDS = 10.0
 """A chat template that runs longer is stopped: 400."""
 HEADER_SECONDS = 30.0
 """A connection that sends no whole request header for so long is closed."""
+MAX_HEADER_BYTES = 64 << 10
+"""Of the header of a request; more: 431."""
 MAX_CONNECTIONS = 512
 """Open at a time; more get 503, whatever they ask for."""
 REFUSED_CONNECTIONS = 128
@@ -92,11 +94,23 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name in ("waiting_requests", "waiting_sequences", "drain_seconds") else 1
-            if isinstance(value, float) and name != "drain_seconds":
-                least = _LEAST_SECONDS
-            if not least <= value < math.inf:
-                raise ConfigError(f"limit {name} is {value}; it must be at least {least}")
+            check_limit(name, value, called=f"limit {name}")
+
+
+def check_limit(name: str, value: float, *, called: str) -> None:
+    """
+    Args:
+        name: of a field of `Limits`.
+        called: what the user knows it as.
+
+    Raises:
+        ConfigError: nothing could stay within the limit.
+    """
+    least = 0 if name in ("waiting_requests", "waiting_sequences", "drain_seconds") else 1
+    if isinstance(value, float) and name != "drain_seconds":
+        least = _LEAST_SECONDS
+    if not least <= value < math.inf:
+        raise ConfigError(f"{called} is {value}; it must be at least {least} and finite")
 
 
 class Gate:

@@ -85,7 +85,8 @@ def check_memory(
     advice = f"{' or '.join(ways)} would fit" if ways else "use fewer bits (--weights int4)"
     raise ConfigError(
         f"{slots} slots of {context} tokens take {_size(needed(slots, context))} for keys and "
-        f"values beside {_size(weights)} of weights, but {_size(free)} are free: {advice}"
+        f"values, {_size(weights + needed(slots, context))} with the weights, but {_size(free)} "
+        f"are free: {advice}"
     )
 
 

@@ -34,7 +34,7 @@ class _Files(StaticFiles):
 def add_page(app: FastAPI, folder: Path = PAGE) -> None:
     """Serves `index.html` of a folder at `/` and all of its files below `/page/`."""
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index() -> Response:
         return FileResponse(folder / "index.html", headers=dict(_HEADERS))
 

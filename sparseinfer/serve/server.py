@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -39,8 +40,8 @@ def run_server(
 
     It listens before the model is loaded: until then /health says 503. After the signal requests in
     hand may finish within `Limits.drain_seconds`, while /health says 503 and new ones are refused;
-    what is left then ends with an error. Logs to `sparseinfer` and prints nothing; `on_ready` gets
-    the URL once the model is loaded.
+    what is left then, or at a second SIGINT, ends with an error. Logs to `sparseinfer` and prints
+    nothing; `on_ready` gets the URL once the model is loaded.
 
     Raises:
         ConfigError: the address cannot be listened on (port in use, unknown host, no permission).
@@ -66,6 +67,8 @@ class Server(uvicorn.Server):
     ) -> None:
         self._on_ready = on_ready
         self._failure: BaseException | None = None
+        self._hurried = False
+        """Whether requests in hand are not waited for: a second Ctrl-C."""
         self._service: Service = app.state.service
         self._service.on_change = self._changed
         self._socket = _listen(host, port)
@@ -101,6 +104,12 @@ class Server(uvicorn.Server):
         """Shuts down as SIGTERM does; callable from any thread."""
         self.should_exit = True
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn leaves everything as it is at a second Ctrl-C, and says so in a traceback.
+        self._hurried |= self.should_exit and sig == signal.SIGINT
+        super().handle_exit(sig, frame)
+        self.force_exit = False
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         # What can be found wrong at once is said without ado.
@@ -115,7 +124,7 @@ class Server(uvicorn.Server):
         service = self._service
         service.draining = True
         deadline = time.monotonic() + service.limits.drain_seconds
-        while service.gate.requests and time.monotonic() < deadline and not self.force_exit:
+        while service.gate.requests and time.monotonic() < deadline and not self._hurried:
             await asyncio.sleep(_POLL_SECONDS)
         service.engine.fail_all(shutting_down())
 

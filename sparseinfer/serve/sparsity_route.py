@@ -29,8 +29,9 @@ def sparsity_response(http: Request, service: Service) -> Response:
     """
     served = service.served
     wants = {"true": True, "false": False, None: False}
-    asked = http.query_params.get("stream")
-    if asked not in wants:
+    given = http.query_params.getlist("stream")
+    asked = given[0] if given else None
+    if asked not in wants or len(given) > 1:
         raise ApiError(400, "stream: should be true or false", param="stream")
     for name in http.query_params:
         if name != "stream":

@@ -90,7 +90,7 @@ class Vocabulary:
 
 
 def with_bounded_whitespace(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema with the options of llguidance that this server sets, in place of the client's."""
+    """A schema with the options of llguidance that this server sets; requests cannot have any."""
     return {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -231,14 +232,22 @@ def test_output_that_cannot_be_written(fails, make_model, tmp_path, place):
 
 
 def test_full_disk_in_the_middle_of_a_conversion(fails, make_model, tmp_path, monkeypatch):
-    import errno
-
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(shutil, "copyfile", full)
     assert "no space left" in fails("convert", make_model(), "--act", "relu", "-o", tmp_path / "x")
     assert listing(tmp_path) == []
+
+
+def test_a_folder_that_may_not_be_read(fails, monkeypatch, make_model):
+    def forbidden(*_args, **_options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/models/secret")
+
+    # For root nothing is forbidden, so it is only said to be.
+    monkeypatch.setattr("sparseinfer.serve.loading.open_model", forbidden)
+    message = fails("serve", make_model(), "--port", "0")
+    assert "/models/secret: permission denied" in message
 
 
 # ---- generate

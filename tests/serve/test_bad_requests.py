@@ -178,3 +178,33 @@ def test_bad_headers(echo_server, headers):
         status = int(client.recv(65536).split(b" ")[1])
     assert 400 <= status < 500
     assert echo_server.is_healthy()
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"prompt": "x", "prompt": "y"}', "prompt"),
+        (b'{"prompt": "x", "n": 1, "n": 1}', "n"),
+        (b'{"prompt": "x", "pr\\u006fmpt": "y"}', "prompt"),
+        (b'{"prompt": "x", "metadata": {"a": [{"b": 1, "b": 2}]}}', "b"),
+        (b'{"prompt": "x", "logit_bias": {"5": 1, "5": 2}}', "5"),
+    ],
+)
+def test_no_name_may_be_there_twice(echo_server, body, name):
+    error = check_error(echo_server.http.post("/v1/completions", content=body, headers=JSON), 400)
+    assert (error["param"], error["code"]) == (name, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
+)
+def test_fields_in_the_address_are_refused(echo_server, path):
+    body = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], "tokens": [1]}
+    answer = echo_server.http.post(f"{path}?stream=true", json=body)
+    assert check_error(answer, 400)["param"] == "stream"
+
+
+def test_head_of_what_monitors_ask_for(echo_server):
+    for path in ("/", "/health"):
+        answer = echo_server.http.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -120,3 +121,48 @@ def test_far_too_many_connections_are_closed(monkeypatch):
         eventually(lambda: len(server.server_state.connections) == 2)
         second.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert received(second).startswith(b"HTTP/1.1 503")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "says"),
+    [
+        (b"GET\r\n\r\n", b"400", b"Invalid HTTP request"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400", b"Invalid HTTP request"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (64 << 10) + b"\r\n\r\n", b"431", b"65536"),
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"400",
+            b"not both",
+        ),
+    ],
+    ids=["no address", "no host", "large header", "two lengths"],
+)
+def test_what_cannot_be_understood_is_refused_and_nothing_behind_it_read(
+    request_bytes, status, says
+):
+    with listening() as (port, _), connect(port, request_bytes) as client:
+        head, _, body = received(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 " + status)
+    error = json.loads(body)["error"]  # of one answer
+    assert error["type"] == "invalid_request_error"
+    assert says in error["message"].encode()
+
+
+def test_noise_behind_an_answer_closes_the_connection(caplog):
+    # Answered before its body is there, which then turns out to be none.
+    beginning = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with listening() as (port, server), connect(port, beginning) as client:
+        client.settimeout(10)
+        assert client.recv(1 << 20).startswith(b"HTTP/1.1 200")
+        client.sendall(b"no number\r\n")
+        received(client)
+        eventually(lambda: not server.server_state.connections)
+    assert "Fatal error" not in caplog.text
+
+
+def test_offers_of_other_protocols_are_left_alone(caplog):
+    offer = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close, Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with listening() as (port, _), connect(port, offer) as client:
+        assert received(client).startswith(b"HTTP/1.1 200")
+    assert caplog.text == ""

@@ -67,6 +67,7 @@ FIELDS = [
     ("logit_bias", {"-1": 1}),
     ("logit_bias", {"a": 1}),
     ("logit_bias", {"\u0665": 1}),
+    ("logit_bias", {"05": 1}),
     ("logit_bias", {str(n): 1 for n in range(1025)}),
     ("logit_bias", [1]),
     ("ignore_eos", 1),

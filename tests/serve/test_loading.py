@@ -88,7 +88,9 @@ def test_a_context_beyond_the_models(make_model):
 def test_slots_beyond_memory(make_model, monkeypatch):
     monkeypatch.setattr("sparseinfer.serve.loading.free_bytes", lambda: 2_000_000)
     with pytest.raises(
-        ConfigError, match=r"14\.7 MB.* but 2\.0 MB are free: --slots 2\d would fit"
+        ConfigError,
+        match=r"14\.7 MB for keys and values, 15\.\d MB with the weights, but 2\.0 MB are free: "
+        r"--slots 2\d would fit",
     ):
         ModelSettings(str(make_model()), slots=200).load()
 
@@ -157,14 +159,17 @@ def test_addresses_of_this_machine_alone():
     [
         (["--slots", "0"], "slots 0"),
         (["--api-key", "abc"], "api-key-file"),
-        (["--queue", "-1"], "waiting_requests"),
+        (["--queue", "-1"], "--queue is -1"),
+        (["--max-body", "0"], "--max-body is 0"),
+        (["--drain-seconds", "nan"], "--drain-seconds is nan"),
+        (["--host", "nowhere.invalid"], "cannot listen on nowhere.invalid"),
         (["--port", "PORT"], "cannot listen on 127.0.0.1:PORT"),
         (["--port", "0", "./no/such/model"], "no/such/model"),
         (["--port", "0", "--api-key-file", "./no/such/key"], "no/such/key"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_line_and_status_2(monkeypatch, capfd, arguments, words):
+def test_mistakes_are_one_line_and_status_2(monkeypatch, capfd, caplog, arguments, words):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         given = [port if argument == "PORT" else argument for argument in arguments]
@@ -174,5 +179,6 @@ def test_mistakes_are_one_line_and_status_2(monkeypatch, capfd, arguments, words
     assert output == ""
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
+    assert "no API key" not in caplog.text  # it never listened
     assert words.replace("PORT", port) in errors
     assert "abc" not in errors

@@ -16,6 +16,7 @@ import pytest
 from sparseinfer.errors import ConfigError
 from sparseinfer.serve import Server, create_app, run_server
 
+from .conftest import eventually
 from .scripted import ScriptedScheduler, scripted
 
 
@@ -61,6 +62,22 @@ def test_sigint_ends_an_idle_server(process):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=15)
     assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_a_second_sigint_ends_requests_at_once(process):
+    url = address(process)
+    with (
+        httpx.Client(base_url=url, timeout=20) as client,
+        client.stream("POST", "/v1/completions", json=_stream(90_000)) as long,
+    ):
+        process.send_signal(signal.SIGINT)
+        eventually(lambda: httpx.get(f"{url}/health").json()["status"] == "draining")
+        process.send_signal(signal.SIGINT)
+        last = long.read().decode().strip().split("\n\n")[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+    _, errors = process.communicate(timeout=15)
+    assert process.returncode == 0
+    assert "Traceback" not in errors
 
 
 def test_url_is_told_when_ready():

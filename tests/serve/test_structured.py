@@ -140,6 +140,17 @@ def test_large_schemas_are_refused(echo_server):
     assert "65536" in error["message"]
 
 
+def test_options_of_the_grammar_library_are_refused(echo_server):
+    schema = {"type": "object", "x-guidance": {"whitespace_flexible": False}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    for field, value in (("response_format", wanted), ("tools", [tool])):
+        body = {"messages": [{"role": "user", "content": "x"}], field: value}
+        error = check_error(echo_server.http.post("/v1/chat/completions", json=body), 400)
+        assert error["param"].startswith(field)
+        assert "x-guidance" in error["message"]
+
+
 def test_very_deep_schemas_are_refused(echo_server):
     for depth in (150, 2000):
         schema = '{"properties": {"a": ' * depth + "{}" + "}}" * depth

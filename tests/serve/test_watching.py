@@ -234,6 +234,8 @@ def test_sparsity_streams_are_counted():
 def test_sparsity_parameters_are_checked(echo_server):
     assert check_error(echo_server.http.get("/v1/sparsity?stream=1"), 400)["param"] == "stream"
     assert check_error(echo_server.http.get("/v1/sparsity?a=1"), 400)["param"] == "a"
+    twice = echo_server.http.get("/v1/sparsity?stream=true&stream=false")
+    assert check_error(twice, 400)["param"] == "stream"
 
 
 def test_drift_is_logged_once(caplog):

@@ -1,8 +1,8 @@
 """Request bodies, validated strictly. Knows no model: what depends on one (vocabulary, context,
 what its template takes) is checked in `serve.prompts`.
 
-Reading order: `fields` (how strict), `generation` (what both routes share), `completions`, `tools`,
-`messages`, `variables`, `chat`, `tokens`.
+Reading order: `fields` (how strict), `generation` (what both routes share), `completions`,
+`schemas`, `tools`, `messages`, `variables`, `chat`, `tokens`.
 """
 
 from sparseinfer.serve.schema.chat import ChatRequest

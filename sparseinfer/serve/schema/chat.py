@@ -16,6 +16,7 @@ from sparseinfer.serve.limits import (
 from sparseinfer.serve.schema.fields import Fields, Neutral, field_error
 from sparseinfer.serve.schema.generation import GenerationRequest
 from sparseinfer.serve.schema.messages import Message
+from sparseinfer.serve.schema.schemas import Schema
 from sparseinfer.serve.schema.tools import NamedTool, Tool, ToolChoice
 from sparseinfer.serve.schema.variables import Variables
 
@@ -27,7 +28,7 @@ class JsonSchema(Fields):
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
     """Inert."""
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: Schema = Field(alias="schema")
 
 
 class ResponseFormat(Fields):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -70,12 +71,14 @@ def parse_request(kind: type[RequestType], body: bytes) -> RequestType:
 
     Raises:
         ApiError: 400 for what is not JSON (NaN and lone surrogates are not), is nested too deeply,
-            or has a field that is unknown, unsupported, of the wrong type or outside its domain.
+            or has a field that is there twice, unknown, unsupported, of the wrong type or outside
+            its domain.
     """
     try:
         data = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    json.loads(body.decode(), object_pairs_hook=_once, parse_int=str, parse_float=str)
     if not isinstance(data, dict):
         raise ApiError(400, "the body should be a JSON object", code="invalid_json")
     try:
@@ -86,6 +89,21 @@ def parse_request(kind: type[RequestType], body: bytes) -> RequestType:
         raise ApiError(
             400, f"{param}: {first['msg']}" if param else first["msg"], param=param or None
         ) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    """
+    Raises:
+        ApiError: 400 for a name that an object has twice. Parsers disagree on which one counts, so
+            a proxy may have checked the other.
+    """
+    names = set()
+    for name, _ in pairs:
+        if name in names:
+            raise ApiError(
+                400, f"{name[:100]}: is there twice", param=name[:200], code="invalid_json"
+            )
+        names.add(name)
 
 
 def _param(loc: tuple[int | str, ...]) -> str:

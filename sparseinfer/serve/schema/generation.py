@@ -50,7 +50,8 @@ def _biases(value: Any) -> dict[int, float]:
         raise fault(f"has {len(value)} tokens, at most {MAX_LOGIT_BIASES} are taken")
     biases = {}
     for key, bias in value.items():
-        if not (key.isascii() and key.isdigit() and len(key) < 10):
+        # Leading zeros would make two names of one token.
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and str(int(key)) == key):
             raise fault(f"{key[:20]!r} is not a token id")
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise fault(f"the bias of token {key} should be a number")
@@ -63,7 +64,7 @@ def _biases(value: Any) -> dict[int, float]:
 _BIASES_SCHEMA = {
     "type": "object",
     "maxProperties": MAX_LOGIT_BIASES,
-    "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+    "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"},
     "additionalProperties": {"type": "number", "minimum": -_MAX_BIAS, "maximum": _MAX_BIAS},
 }
 

@@ -8,6 +8,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
 
 from sparseinfer.serve.schema.fields import Fields, Neutral, fault
+from sparseinfer.serve.schema.schemas import Schema
 
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
@@ -17,7 +18,7 @@ class Function(Fields):
 
     name: str = Field(pattern=_NAME)
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Schema | None = None
     """A JSON schema of the arguments; absent: the function takes none."""
 
 

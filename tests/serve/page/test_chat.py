@@ -132,6 +132,8 @@ def test_stop_keeps_what_came_and_tells_the_server(visit: Visit):
     visit.prompt.fill("The next question")
     visit.button("Stop").click()
     expect(visit.page.locator(".answer header")).to_contain_text("Stopped")
+    word = visit.page.locator(".answer header .faint").bounding_box()
+    assert word["x"] == visit.answers.bounding_box()["x"]  # in line with it
     eventually(lambda: visit.stage.dropped == 1)
     visit.stage.permits = None
     visit.button("Send").click()
