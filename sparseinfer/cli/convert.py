@@ -89,7 +89,9 @@ def convert(
     allow_same_text: Annotated[
         bool, typer.Option("--allow-same-text", help="Test on a text that was calibrated on.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Which tokens are sampled.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Which tokens are calibrated on (default 0).")
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="auto (as the checkpoint; bf16 for GGUF), fp32 or bf16.")
     ] = "auto",

@@ -81,7 +81,7 @@ def convert(
     test_text: str | None = None,
     allow_same_text: bool = False,
     open_probe: OpenProbe | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     dtype: str = "auto",
     force: bool = False,
     progress: Progress = no_progress,
@@ -103,6 +103,7 @@ def convert(
             either take `DEFAULT_BUDGET`.
         allocate, search_text, search_tokens, test_text, allow_same_text: see `SearchOptions`.
         open_probe: runs the model for a search (`sparseinfer.eval.ModelProbe`).
+        seed: which tokens are calibrated on; default 0.
         dtype: `auto` (the checkpoint's; bf16 for GGUF), `fp32` or `bf16`.
 
     Raises:
@@ -141,7 +142,7 @@ def convert(
             load_tokenizer(parent.path),
             parent.config,
             tokens=calibration_tokens or DEFAULT_CALIBRATION_TOKENS,
-            seed=seed,
+            seed=seed or 0,
         )
         if budget is not None and open_probe is not None:
             plan = plan_search(
@@ -215,7 +216,7 @@ def _check(
     budget: float | None,
     text: str | None,
     calibration_tokens: int | None,
-    seed: int,
+    seed: int | None,
     dtype: str,
 ) -> None:
     if sparsity is not None and not (math.isfinite(sparsity) and 0 <= sparsity < 1):
@@ -230,13 +231,18 @@ def _check(
     if options.threshold is not None and (sparsity is not None or budget is not None):
         raise ConfigError("give one of --sparsity, --ppl-budget and --threshold")
     if sparsity is None and budget is None:
-        for flag, value in (("--text", text), ("--calib-tokens", calibration_tokens)):
+        for flag, value in (
+            ("--text", text),
+            ("--calib-tokens", calibration_tokens),
+            ("--seed", seed),
+        ):
             if value is not None:
                 raise ConfigError(
                     f"{flag} belongs to a calibration, and {method.name} needs none"
                     + (" without --sparsity" if method.curve else "")
                 )
-    check_seed(seed)
+    if seed is not None:
+        check_seed(seed)
     if calibration_tokens is not None and calibration_tokens < 1:
         raise ConfigError(f"calibration tokens {calibration_tokens} is not a positive number")
     if dtype not in ("auto", "fp32", "bf16"):

@@ -69,8 +69,9 @@ class Layer(Part):
     cett: Quantity = None
     """norm(sum of dropped neuron outputs) / norm(FFN output), mean over tokens."""
     thresholds: dict[str, Distribution] = Field(default_factory=dict)
-    """Over channels; `neurons` are those on gate activations, other names (q, k, v, o, gate, up,
-    down) are the projections whose inputs have thresholds."""
+    """Over channels; `neurons` are those on gate activations, or on the outputs that a sketch
+    estimates; other names (q, k, v, o, gate, up, down) are the projections whose inputs have
+    thresholds."""
     firing: Firing | None = None
 
 

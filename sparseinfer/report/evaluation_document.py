@@ -52,7 +52,7 @@ def evaluation_document(report: EvaluationReport) -> Document:
         sections.append(predictor_section(report.predictor))
     sections.append(_layer_section(report))
     if any(layer.thresholds for layer in report.layers):
-        sections.append(_threshold_section(report.layers))
+        sections.append(_threshold_section(report.layers, _method(report)))
     if report.firing is not None and any(layer.firing for layer in report.layers):
         sections.append(_firing_section(report.layers, report.firing))
     elif report.no_firing_because:
@@ -78,11 +78,14 @@ def evaluation_document(report: EvaluationReport) -> Document:
 
 
 def _subtitle(report: EvaluationReport) -> str:
-    method = "dense"
-    if report.conversion is not None:
-        method = str(report.conversion.record.get("method", "converted"))
     parent = f" of {report.model.parent}" if report.model.parent else ""
-    return f"{method}{parent}, weights {report.model.weights}"
+    return f"{_method(report)}{parent}, weights {report.model.weights}"
+
+
+def _method(report: EvaluationReport) -> str:
+    if report.conversion is None:
+        return "dense"
+    return str(report.conversion.record.get("method", "converted"))
 
 
 def _facts(report: EvaluationReport) -> tuple[tuple[str, Cell], ...]:
@@ -244,11 +247,12 @@ def _layer_section(report: EvaluationReport) -> Section:
     return Section("Layers", (*gallery(figures), table("Layers", columns, rows, folded=True)))
 
 
-def _threshold_section(layers: Sequence[Layer]) -> Section:
+def _threshold_section(layers: Sequence[Layer], method: str) -> Section:
+    of_neurons = "estimated outputs of neurons" if method == "sketch" else "gate activations"
     figures, tables = [], []
     for name in dict.fromkeys(name for layer in layers for name in layer.thresholds):
         rows = [layer.thresholds.get(name) for layer in layers]
-        what = "gate activations" if name == "neurons" else f"inputs of {name}"
+        what = of_neurons if name == "neurons" else f"inputs of {name}"
         title = f"Thresholds on {what}"
         drawn = fan_plot(title, "threshold", rows, is_share=False)
         figures.append(Figure(title, drawn, FAN_LEGEND))

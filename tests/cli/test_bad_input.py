@@ -185,6 +185,8 @@ def test_names_that_are_no_model(refuse, command, name):
         ["--act", "cats", "--sparsity", "0.5", "--calib-tokens", "0"],
         ["--act", "cats", "--sparsity", "0.5", "--calib-tokens", "many"],
         ["--act", "cats", "--sparsity", "0.5", "--seed", "99999999999999999999"],
+        ["--act", "relu", "--seed", "1"],
+        ["--act", "fatrelu", "--threshold", "0.1", "--seed", "0"],
         ["--act", "relu", "--dtype", "int4"],
         ["--act", "chess", "--sparsity", "0.5", "--chess-score", "l7"],
         ["--act", "cats", "--sparsity", "0.5", "--text", "./nowhere.txt"],

@@ -56,6 +56,16 @@ def test_a_phase_that_is_the_scored_text_is_not_shown_twice():
     assert "prompts alone" not in markdown(document_of(samples.evaluation(phases=phases)))
 
 
+@pytest.mark.parametrize(
+    ("method", "of"), [("chess", "gate activations"), ("sketch", "estimated outputs of neurons")]
+)
+def test_thresholds_are_called_what_they_are_on(method, of):
+    converted = samples.conversion()
+    converted["record"] |= {"method": method}
+    text = markdown(document_of(samples.evaluation(conversion=converted)))
+    assert re.findall("^### Thresholds on (.*)$", text, re.MULTILINE) == [of]
+
+
 def test_what_was_left_out_says_why():
     bare = [{"layer": layer, "realised_sparsity": 0.0} for layer in range(samples.LAYERS)]
     report = samples.evaluation(layers=bare, firing=None, no_firing_because="not asked for")
