@@ -14,6 +14,7 @@ import sparseinfer
 from acceptance.figure import Figure, at_least, at_most, shown
 from acceptance.serving import THREADS, WEIGHTS, Streamed, served, streamed
 from sparseinfer.engine import Model
+from sparseinfer.kernels.isa import choose_isa
 
 MODEL = "smollm2-135m"
 TOKENS = 128
@@ -56,7 +57,7 @@ def server_speed(_work: Path) -> list[Figure]:
     gains = [many / ours for many, ours in zip(together, single, strict=True)]
     p50, p99 = (1000 * float(np.quantile(gaps, q)) for q in (0.5, 0.99))
     about = (
-        f"{MODEL}, {WEIGHTS}, {THREADS} threads, {PROMPT} tokens of prompt and {TOKENS} of answer, "
+        f"{MODEL}, {WEIGHTS}, {choose_isa()}, {THREADS} threads, {PROMPT} tokens of prompt and {TOKENS} of answer, "
         f"{ROUNDS} rounds"
     )
     return [

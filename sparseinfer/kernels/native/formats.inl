@@ -28,15 +28,25 @@ inline void axpy_rows(const uint8_t *const *rows, const float *const *scale, int
         axpy_int4<R, B>(rows, scale, n, ahead, acc);
 }
 
-// Rows that will be read soon: each row that is worked on asks for one of them.
+// Rows that will be read soon: rows that are worked on ask for one of them each, or every so many
+// of them do.
 struct Soon {
     const uint8_t *const *rows;
     int count;
     int64_t bytes;    // of a row
+    int every = 1;
+    int turn = 0;
+
+    // Spreads what is left over so many rows' work, which passes over each row `passes` times.
+    void spread(int64_t work, int64_t passes) {
+        every = count > 0 ? static_cast<int>(smaller(passes, work / count)) : 1;
+        if (every < 1) every = 1;
+        turn = 0;
+    }
 
     // The next of them, or null.
     const uint8_t *take() {
-        if (count == 0) return nullptr;
+        if (count == 0 || turn++ % every != 0) return nullptr;
         count--;
         return *rows++;
     }
@@ -71,32 +81,43 @@ inline void axpy(const uint8_t *const *rows, int count, const float *const *scal
     if (i < count) add(Size<1>{});
 }
 
+// out[b][i] = rows[i] . in[b] for up to 16 rows and the vectors begin..end-1, B at a time.
+template <Format F, int B>
+inline void dot_tiles(const uint8_t *const *rows, int count, const uint16_t *wanted,
+                      const Input *in, int64_t begin, int64_t end, int64_t n, Soon &soon,
+                      float (*out)[16]) {
+    for (int64_t b = begin; b < end; b += B) {
+        Vec parts[B][16];
+        for (int i = 0; i < 16; i++) {
+            Vec tile[B];
+            for (int t = 0; t < B; t++) tile[t] = zero();
+            if (i < count && (!wanted || (wanted[i] >> b & ((1 << B) - 1))))
+                dot<F, B>(rows[i], in + b, n, soon.take(), tile);
+            for (int t = 0; t < B; t++) parts[t][i] = tile[t];
+        }
+        for (int t = 0; t < B; t++) sums(parts[t], out[b + t]);
+    }
+}
+
 // out[b][i] = rows[i] . in[b] for up to 16 rows. `wanted` (or null): bit b of wanted[i] says whether
 // that one is needed; the others may be left as they are.
 template <Format F>
 inline void dot_sixteen(const uint8_t *const *rows, int count, const uint16_t *wanted,
                         const Input *in, int64_t batch, int64_t n, Soon &soon, float (*out)[16]) {
-    int64_t b = 0;
-    for (; b + kTile <= batch && kTile > 1; b += kTile) {
-        Vec parts[kTile][16];
-        for (int i = 0; i < 16; i++) {
-            Vec tile[kTile];
-            for (int t = 0; t < kTile; t++) tile[t] = zero();
-            if (i < count && (!wanted || (wanted[i] >> b & ((1 << kTile) - 1))))
-                dot<F, kTile>(rows[i], in + b, n, soon.take(), tile);
-            for (int t = 0; t < kTile; t++) parts[t][i] = tile[t];
-        }
-        for (int t = 0; t < kTile; t++) sums(parts[t], out[b + t]);
-    }
-    for (; b < batch; b++) {
-        Vec parts[16];
-        for (int i = 0; i < 16; i++) {
-            parts[i] = zero();
-            if (i < count && (!wanted || (wanted[i] >> b & 1)))
-                dot<F, 1>(rows[i], in + b, n, soon.take(), parts + i);
-        }
-        sums(parts, out[b]);
-    }
+    // Asked for in the first pass alone, rows would be waited for in it, and memory idle in the
+    // others.
+    const int64_t passes = (batch + kTile - 1) / kTile;
+    soon.spread(count * passes, passes);
+    int64_t begin = 0;
+    const auto multiply = [&](auto size, int64_t end) {
+        constexpr int B = decltype(size)::value;
+        dot_tiles<F, B>(rows, count, wanted, in, begin, end, n, soon, out);
+        begin = end;
+    };
+    if constexpr (kTile > 1) multiply(Size<kTile>{}, batch - batch % kTile);
+    if constexpr (kWidth == 8) multiply(Size<2>{}, batch - batch % 2);
+    multiply(Size<1>{}, batch);
+    soon.spread(1, 1);
 }
 
 inline int64_t column_position(Format format, int64_t column, int64_t columns) {

@@ -340,7 +340,7 @@ inline void dot_quantised(const uint8_t *row, const Input *in, int64_t columns,
 #endif
         float total = 0.0f;    // here: of what the zero point of unsigned codes adds
         for (int64_t g0 = 0; g0 < groups; g0 += 16) {
-            if (ahead)
+            if (ahead && b == 0)
                 for (int64_t i = 0; i < every; i += kLine) prefetch(ahead + g0 / 16 * every + i);
             float scales[16];
             load_scales(row + 2 * g0, scales);

@@ -4,11 +4,11 @@
 // A row's result never depends on which other rows are done in the same call: it sees the same
 // operations in the same order whatever the grouping.
 
-// Independent sums per dot product: enough to hide the latency of a fused multiply-add.
-constexpr int kChains = kWidth == 16 ? 4 : 8;
-
-// Input vectors that share one pass over a row: as many as have room for their sums in registers.
-constexpr int kTile = kWidth == 16 ? 4 : 1;
+// Independent sums per dot product, and input vectors that share one pass over a row: as many as have
+// room for their sums in registers. With 16 registers that is few sums of many vectors: one vector
+// then hides less of the latency of a fused multiply-add, but waits for memory anyway.
+constexpr int kChains = kWidth == 16 ? 4 : kWidth == 8 ? 2 : 8;
+constexpr int kTile = kWidth >= 8 ? 4 : 1;
 
 constexpr int kAxpyGroup = 8;    // rows per pass over the accumulators
 
@@ -74,16 +74,24 @@ template <class T, int B>
 inline void dot_plain(const uint8_t *bytes, const Input *in, int64_t n, const uint8_t *ahead,
                       Vec *out) {
     const T *row = reinterpret_cast<const T *>(bytes);
-    constexpr int kVecs = Reader<T>::kVecs, kStep = kChains * kWidth, kBlock = kVecs * kWidth;
+    constexpr int kVecs = Reader<T>::kVecs, kBlock = kVecs * kWidth;
+    // Whole cache lines, since a step asks for them.
+    constexpr int kLineColumns = kLine / sizeof(T);
+    constexpr int kStep = kChains * kWidth > kLineColumns ? kChains * kWidth : kLineColumns;
     Vec chain[B][kChains];
     for (int b = 0; b < B; b++)
         for (int c = 0; c < kChains; c++) chain[b][c] = zero();
-    const auto add_block = [&](int64_t k, int c0) {
+    // Called, it would keep the sums in memory.
+    const auto add_block = [&](int64_t k, int c0) __attribute__((always_inline)) {
         Vec w[kVecs];
         Reader<T>::read(row + k, w);
+#pragma GCC unroll 2
         for (int v = 0; v < kVecs; v++)
-            for (int b = 0; b < B; b++)
-                chain[b][c0 + v] = fma(w[v], load(in[b].x + k + v * kWidth), chain[b][c0 + v]);
+#pragma GCC unroll 4
+            for (int b = 0; b < B; b++) {
+                Vec &sum = chain[b][(c0 + v) % kChains];
+                sum = fma(w[v], load(in[b].x + k + v * kWidth), sum);
+            }
     };
     int64_t k = 0;
     for (; k + kStep <= n; k += kStep) {
@@ -91,10 +99,10 @@ inline void dot_plain(const uint8_t *bytes, const Input *in, int64_t n, const ui
             for (int64_t i = 0; i < kStep * static_cast<int64_t>(sizeof(T)); i += kLine)
                 prefetch(ahead + k * sizeof(T) + i);
 #pragma GCC unroll 8
-        for (int c = 0; c < kChains; c += kVecs) add_block(k + c * kWidth, c);
+        for (int c = 0; c * kWidth < kStep; c += kVecs) add_block(k + c * kWidth, c);
     }
 #pragma GCC unroll 8
-    for (int c = 0; c < kChains; c += kVecs) {
+    for (int c = 0; c * kWidth < kStep; c += kVecs) {
         if (k + kBlock > n) break;
         add_block(k, c);
         k += kBlock;
