@@ -57,8 +57,8 @@ def server_speed(_work: Path) -> list[Figure]:
     gains = [many / ours for many, ours in zip(together, single, strict=True)]
     p50, p99 = (1000 * float(np.quantile(gaps, q)) for q in (0.5, 0.99))
     about = (
-        f"{MODEL}, {WEIGHTS}, {choose_isa()}, {THREADS} threads, {PROMPT} tokens of prompt and {TOKENS} of answer, "
-        f"{ROUNDS} rounds"
+        f"{MODEL}, {WEIGHTS}, {choose_isa()}, {THREADS} threads, {PROMPT} tokens of prompt and "
+        f"{TOKENS} of answer, {ROUNDS} rounds"
     )
     return [
         at_least("server: one client's tokens/s over generate's", statistics.median(ratios),
